@@ -1,0 +1,159 @@
+//! A child process whose life hangs on a line that its parent holds.
+//!
+//! Invariant: owner to server and monitor to worker are this one type. The lifeline carries nothing, ever; its
+//! end of file means that nobody owns the child any more. Only this child is waited for, and by descriptor.
+
+use crate::control::{ControlLine, Order};
+use crate::exit::Exit;
+use crate::sys::pidfd::{PidFd, Status};
+use crate::sys::{process, socket};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a killed child may take to be gone: the kernel has to free its memory.
+const DYING: Duration = Duration::from_secs(1);
+
+/// A child, seen by its parent.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: u32,
+    pidfd: PidFd,
+    lifeline: OwnedFd,
+    pub(crate) control: ControlLine,
+    exit: Mutex<Option<Exit>>,
+}
+
+/// What ties a child to its parent, seen by the child.
+#[derive(Debug)]
+pub(crate) struct Ties {
+    lifeline: OwnedFd,
+    pub(crate) control: ControlLine,
+}
+
+impl Ties {
+    pub(crate) fn lifeline(&self) -> BorrowedFd<'_> {
+        self.lifeline.as_fd()
+    }
+
+    pub(crate) fn descriptors(&self) -> [RawFd; 2] {
+        [self.lifeline.as_raw_fd(), self.control.as_fd().as_raw_fd()]
+    }
+}
+
+impl Child {
+    /// Forks a child that runs `body` and ends with the status it returns. It begins with all signals blocked
+    /// and all descriptors inherited, the parent's ends of the new lines among them: `body` must poison them.
+    pub(crate) fn spawn(body: impl FnOnce(Ties) -> i32) -> io::Result<Child> {
+        reap_released();
+        let (lifeline_end, lifeline) = socket::pipe()?;
+        let (control_end, control) = ControlLine::pair()?;
+        let ties = Ties {
+            lifeline: lifeline_end,
+            control: control_end,
+        };
+        let (pid, pidfd) = process::fork(|| body(ties))?;
+        Ok(Child {
+            pid,
+            pidfd,
+            lifeline,
+            control,
+            exit: Mutex::new(None),
+        })
+    }
+
+    /// Another share in the child's life.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.lifeline.try_clone()
+    }
+
+    /// The number that names this process and no other, where the kernel has one.
+    pub(crate) fn identity(&self) -> Option<u64> {
+        self.pidfd.identity()
+    }
+
+    /// How the child ended; `None` if it has not by the deadline.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Exit>> {
+        if let Some(exit) = *self.exit() {
+            return Ok(Some(exit));
+        }
+        self.pidfd.wait(deadline)?;
+        // Under the lock, so that of two threads that wait one reaps and the other reads.
+        let mut known = self.exit();
+        if known.is_none() {
+            *known = self.pidfd.reap()?.map(Exit::from);
+        }
+        Ok(*known)
+    }
+
+    /// Asks the child to stop; it is killed if it has not within `patience`. See [`Child::kill`] for `grace`.
+    pub(crate) fn stop(self, patience: Duration, grace: Duration) -> io::Result<Option<Exit>> {
+        // A child that is gone already, or deaf, is dealt with below.
+        let _ = self.control.send(&Order::Stop);
+        match self.wait(Some(Instant::now() + patience))? {
+            Some(exit) => Ok(Some(exit)),
+            None => self.kill(grace),
+        }
+    }
+
+    /// Kills the child. One that belongs to another user cannot be killed; letting its lifeline go makes the
+    /// dead-man switch do it, after `grace`.
+    pub(crate) fn kill(self, grace: Duration) -> io::Result<Option<Exit>> {
+        let patience = match self.pidfd.signal(crate::Signal::SIGKILL as i32) {
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => grace + DYING,
+            _ => DYING,
+        };
+        let Child {
+            pidfd,
+            lifeline,
+            control,
+            exit,
+            ..
+        } = self;
+        drop((lifeline, control));
+        if let Some(exit) = *exit.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Some(exit));
+        }
+        Ok(pidfd
+            .wait_and_reap(Some(Instant::now() + patience))?
+            .map(Exit::from))
+    }
+
+    /// Gives the child up. It is still ours to be reaped: at a later start.
+    pub(crate) fn release(self) {
+        let mut released = RELEASED.lock().unwrap_or_else(PoisonError::into_inner);
+        released.push((process::generation(), self.pidfd));
+    }
+
+    fn exit(&self) -> std::sync::MutexGuard<'_, Option<Exit>> {
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Child {
+    /// The process.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl From<Status> for Exit {
+    fn from(status: Status) -> Exit {
+        match status {
+            Status::Exited(code) => Exit::Code(code),
+            Status::Signaled(signal) => Exit::Signal(signal),
+            Status::Unknown => Exit::Unknown,
+        }
+    }
+}
+
+/// Children that were released and may have ended since, with the generation of processes whose they are.
+static RELEASED: Mutex<Vec<(u32, PidFd)>> = Mutex::new(Vec::new());
+
+/// Reaps released children that have ended, so that they are no zombies for longer than need be.
+fn reap_released() {
+    let generation = process::generation();
+    let mut released = RELEASED.lock().unwrap_or_else(PoisonError::into_inner);
+    released.retain(|(of, pidfd)| *of == generation && matches!(pidfd.reap(), Ok(None)));
+}

@@ -1,0 +1,542 @@
+//! A client that blocks: one authenticated connection.
+//!
+//! Invariant: the password goes to nobody but the process that the address names. An answer belongs to the call
+//! whose id it carries, or to nobody; a late one is dropped with everything that came with it.
+
+use crate::Fd;
+use crate::address::Address;
+use crate::connection::{Connection, ReceiveError, is_timeout};
+use crate::error::{CallError, ConnectError, Delivery};
+use crate::fault::RemoteFault;
+use crate::limits::Limits;
+use crate::listener::short_path;
+use crate::password::Password;
+use crate::protocol::Step;
+use crate::protocol::client::{Answer, ClientSession};
+use crate::protocol::codec;
+use crate::protocol::message::{Class, Denied, EncodedValue, ErrorBody, write_call};
+use crate::service::MAX_NAME;
+use crate::sys::rights::Rights;
+use crate::sys::{file, poll, process, socket};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How long a connect waits for a place in the server's backlog.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// Calls that are begun while others are under way are gathered up to this size before they leave.
+const GATHERED: usize = 16 << 10;
+
+/// A connection to a server.
+///
+/// It can be sent to another thread but is used by one at a time; make one for each thread.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    session: ClientSession,
+    limits: Limits,
+    timeout: Option<Duration>,
+    generation: u32,
+    last_id: u32,
+    /// Calls that have been sent and not been answered.
+    in_flight: usize,
+    /// Answers are wanted for these calls, as long as somebody holds their `Pending`.
+    begun: HashMap<u32, Begun>,
+    /// The server does not read any more; what it has still to say can be received.
+    deaf: bool,
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Begun {
+    pending: Weak<()>,
+    answer: Option<Result<EncodedValue, ErrorBody>>,
+}
+
+/// A call that has been begun; [`Client::finish`] gets its result. Dropped, the result is not wanted any more.
+#[derive(Debug)]
+#[must_use = "the result of the call is lost otherwise"]
+pub struct Pending<R> {
+    id: u32,
+    name: Box<str>,
+    begun: Instant,
+    token: Arc<()>,
+    result: PhantomData<fn() -> R>,
+}
+
+impl Client {
+    /// Connects to a server. The kernel is asked who listens there first: the password goes to nobody else. It
+    /// leaves with the first call, whose answer is the answer to it; see [`Client::authenticate`].
+    ///
+    /// # Errors
+    /// Nobody listens there, or somebody else; there are no descriptors left.
+    pub fn connect(address: &Address) -> Result<Client, ConnectError> {
+        let connection = open(&address.path)?;
+        match address.identity.is_peer_of(&connection) {
+            Ok(true) => Ok(Client::over(connection, address.password.clone())),
+            Ok(false) => Err(ConnectError::Impostor {
+                path: address.path.clone(),
+            }),
+            Err(source) => Err(ConnectError::Io {
+                action: "ask who listens",
+                source,
+            }),
+        }
+    }
+
+    /// A client over a connection whose other end is known to be the server's.
+    pub(crate) fn over(connection: OwnedFd, password: Password) -> Client {
+        let limits = Limits::default();
+        Client {
+            connection: Connection::new(Arc::new(connection)),
+            session: ClientSession::new(password, limits.max_frame, limits.max_fds),
+            limits,
+            timeout: None,
+            generation: process::generation(),
+            last_id: 0,
+            in_flight: 0,
+            begun: HashMap::new(),
+            deaf: false,
+            broken: false,
+        }
+    }
+
+    /// How long each call may take. Default: for ever. The connection survives a call that took too long: its
+    /// answer is dropped when it comes.
+    pub fn with_timeout(mut self, timeout: Duration) -> Client {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Bounds on what the server may send, and on what is sent to it: `max_frame`, `max_fds`, `max_depth`,
+    /// `max_elements` and `max_memory` apply. To be said before the first call.
+    pub fn with_limits(mut self, limits: Limits) -> Client {
+        self.session.set_limits(limits.max_frame, limits.max_fds);
+        self.limits = limits;
+        self
+    }
+
+    /// Says hello now and waits for the welcome, instead of leaving both to the first call.
+    ///
+    /// # Errors
+    /// The server refuses the connection, or is gone.
+    pub fn authenticate(&mut self) -> Result<(), ConnectError> {
+        if self.generation != process::generation() {
+            return Err(ConnectError::WrongProcess);
+        }
+        let deadline = self.deadline();
+        // A hello is far below every limit.
+        let _ = self.session.say_hello(true);
+        while !self.session.is_welcome() {
+            match self.step(deadline) {
+                Ok(Some((id, answer))) => self.keep(id, answer),
+                Ok(None) => {}
+                Err(CallError::Denied(reason)) => return Err(ConnectError::Denied(reason)),
+                Err(CallError::Stopping) => return Err(ConnectError::Stopping),
+                Err(CallError::TimedOut { after, .. }) => {
+                    return Err(ConnectError::TimedOut(after));
+                }
+                Err(CallError::Io { action, source }) => {
+                    return Err(ConnectError::Io { action, source });
+                }
+                Err(err) => {
+                    return Err(ConnectError::Io {
+                        action: "authenticate",
+                        source: io::Error::other(err),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls the handler `name` and waits for its result.
+    ///
+    /// # Errors
+    /// See [`CallError`]; [`CallError::delivery`] tells whether the handler may have run.
+    pub fn call<A, R>(&mut self, name: &str, args: &A) -> Result<R, CallError>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        let id = self.send(name, args, false)?;
+        let answer = self.wait(id, self.deadline(), true)?;
+        self.result(name, answer)
+    }
+
+    /// As [`Client::call`], for a connection that is not needed any more: the server need not wait for what would
+    /// come next, which makes connecting for a single call cheaper.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn call_last<A, R>(mut self, name: &str, args: &A) -> Result<R, CallError>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        let id = self.send(name, args, true)?;
+        let answer = self.wait(id, self.deadline(), true)?;
+        self.result(name, answer)
+    }
+
+    /// Begins a call; others can be begun before it is finished, and finished in any order.
+    ///
+    /// The first leaves at once. Those that are begun while others are under way leave together, with the next
+    /// [`finish`](Client::finish), [`call`](Client::call) or [`flush`](Client::flush), or when 16 KiB have
+    /// gathered. The server takes the calls of a connection one after the other.
+    ///
+    /// # Errors
+    /// The arguments cannot be sent, or the connection is gone.
+    pub fn begin<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
+    where
+        A: Serialize + ?Sized,
+    {
+        let idle = self.in_flight == 0;
+        let id = self.send(name, args, false)?;
+        let token = Arc::new(());
+        self.begun.insert(
+            id,
+            Begun {
+                pending: Arc::downgrade(&token),
+                answer: None,
+            },
+        );
+        if idle || self.session.wire.queued() > GATHERED {
+            self.flush()?;
+        }
+        Ok(Pending {
+            id,
+            name: name.into(),
+            begun: Instant::now(),
+            token,
+            result: PhantomData,
+        })
+    }
+
+    /// Waits for the result of a call that was begun. The timeout counts from when it was.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn finish<R: DeserializeOwned>(&mut self, pending: Pending<R>) -> Result<R, CallError> {
+        let Pending {
+            id,
+            name,
+            begun,
+            token,
+            ..
+        } = pending;
+        let known = self
+            .begun
+            .get(&id)
+            .is_some_and(|call| call.pending.as_ptr() == Arc::as_ptr(&token));
+        if !known {
+            return Err(CallError::NoSuchCall);
+        }
+        let answer = match self.begun.remove(&id).and_then(|call| call.answer) {
+            Some(answer) => answer,
+            None => self.wait(
+                id,
+                self.timeout.and_then(|timeout| begun.checked_add(timeout)),
+                false,
+            )?,
+        };
+        self.result(&name, answer)
+    }
+
+    /// Sends what has been begun and gathered.
+    ///
+    /// # Errors
+    /// The connection is gone, or the server took nothing within the timeout.
+    pub fn flush(&mut self) -> Result<(), CallError> {
+        self.check()?;
+        let deadline = self.deadline();
+        while self.session.wire.queued() > 0 && !self.deaf {
+            self.transmit(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), CallError> {
+        if self.generation != process::generation() {
+            return Err(CallError::WrongProcess);
+        }
+        if self.broken {
+            return Err(CallError::Disconnected {
+                delivery: Delivery::NotSent,
+            });
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.timeout?)
+    }
+
+    /// Queues a call.
+    fn send<A: Serialize + ?Sized>(
+        &mut self,
+        name: &str,
+        args: &A,
+        last: bool,
+    ) -> Result<u32, CallError> {
+        self.check()?;
+        if name.len() > MAX_NAME {
+            return Err(CallError::UnknownName {
+                name: name.into(),
+                similar: None,
+            });
+        }
+        // 0 is for frames that belong to no call.
+        let id = self.last_id.checked_add(1).unwrap_or(1);
+        let (mut frame, slot) = write_call(id, name, self.timeout, last);
+        let hash = codec::encode(args, &mut frame, &self.limits).map_err(CallError::Encode)?;
+        slot.fill(&mut frame, hash);
+        self.session.send(frame).map_err(CallError::TooLarge)?;
+        self.last_id = id;
+        self.in_flight += 1;
+        Ok(id)
+    }
+
+    /// Waits for the answer to a call; with `newest` no other was queued after it.
+    fn wait(
+        &mut self,
+        id: u32,
+        deadline: Option<Instant>,
+        newest: bool,
+    ) -> Result<Result<EncodedValue, ErrorBody>, CallError> {
+        loop {
+            match self.step(deadline) {
+                Ok(Some((answered, answer))) if answered == id => return Ok(answer),
+                Ok(Some((other, answer))) => self.keep(other, answer),
+                Ok(None) => {}
+                Err(err) => return Err(self.delivery_of(err, newest)),
+            }
+        }
+    }
+
+    /// A call whose frame has not left completely has not been delivered, whatever happens now.
+    fn delivery_of(&self, err: CallError, newest: bool) -> CallError {
+        let unsent = newest && self.session.has_unsent();
+        match err {
+            CallError::Disconnected { .. } if unsent => CallError::Disconnected {
+                delivery: Delivery::NotSent,
+            },
+            CallError::Io { .. } if unsent => CallError::Disconnected {
+                delivery: Delivery::NotSent,
+            },
+            err => err,
+        }
+    }
+
+    /// One turn: an answer to a call, or some progress towards it.
+    #[expect(clippy::type_complexity, reason = "an id and the answer to it")]
+    fn step(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(u32, Result<EncodedValue, ErrorBody>)>, CallError> {
+        match self.session.poll() {
+            Ok(Step::Event(Answer::Call(
+                _,
+                Err(ErrorBody {
+                    class: Class::Protocol,
+                    texts,
+                    ..
+                }),
+            ))) => {
+                self.broken = true;
+                Err(CallError::Protocol(texts.join(": ")))
+            }
+            Ok(Step::Event(Answer::Call(id, answer))) => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                Ok(Some((id, answer)))
+            }
+            Ok(Step::Event(Answer::Welcome)) => Ok(None),
+            Ok(Step::Event(Answer::Denied(denied))) => {
+                self.broken = true;
+                Err(denied_error(denied))
+            }
+            Ok(Step::Transmit) if !self.deaf => self.transmit(deadline).map(|()| None),
+            Ok(Step::Transmit | Step::Receive) if !self.session.wire.is_at_end() => {
+                self.receive(deadline).map(|()| None)
+            }
+            Ok(_) => {
+                self.broken = true;
+                Err(CallError::Disconnected {
+                    delivery: Delivery::MaybeExecuted,
+                })
+            }
+            Err(err) => {
+                self.broken = true;
+                Err(CallError::Protocol(err.to_string()))
+            }
+        }
+    }
+
+    /// Writes some of what is queued. A server that reads nothing because it waits for us to read is read from.
+    fn transmit(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
+        match self.connection.transmit_now(&self.session.wire) {
+            Ok(len) => self.session.wire.transmitted(len),
+            Err(err) if is_timeout(&err) => {
+                let (readable, writable) =
+                    poll::ready(self.connection.as_fd(), deadline).map_err(|source| {
+                        CallError::Io {
+                            action: "wait for the server",
+                            source,
+                        }
+                    })?;
+                if readable {
+                    self.receive(deadline)?;
+                } else if !writable {
+                    return Err(self.timed_out());
+                }
+            }
+            // It may have said why before it closed.
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => self.deaf = true,
+            Err(source) => return Err(self.io("send to the server", source)),
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(self.timed_out());
+        }
+        match self
+            .connection
+            .receive(&mut self.session.wire, Rights::Accept, left)
+        {
+            Ok(()) => Ok(()),
+            Err(ReceiveError::Protocol(err)) => {
+                self.broken = true;
+                Err(CallError::Protocol(err.to_string()))
+            }
+            Err(ReceiveError::Io(err)) if err.kind() == io::ErrorKind::ConnectionReset => {
+                self.broken = true;
+                Err(CallError::Disconnected {
+                    delivery: Delivery::MaybeExecuted,
+                })
+            }
+            Err(ReceiveError::Io(source)) => Err(self.io("receive from the server", source)),
+        }
+    }
+
+    fn timed_out(&self) -> CallError {
+        let delivery = if self.session.has_unsent() {
+            Delivery::NotSent
+        } else {
+            Delivery::MaybeExecuted
+        };
+        CallError::TimedOut {
+            after: self.timeout.unwrap_or_default(),
+            delivery,
+        }
+    }
+
+    fn io(&mut self, action: &'static str, source: io::Error) -> CallError {
+        self.broken = true;
+        CallError::Io { action, source }
+    }
+
+    /// Keeps an answer for whoever will ask for it, if anybody can.
+    fn keep(&mut self, id: u32, answer: Result<EncodedValue, ErrorBody>) {
+        self.begun.retain(|_, call| call.pending.strong_count() > 0);
+        if let Some(call) = self.begun.get_mut(&id) {
+            call.answer = Some(answer);
+        }
+    }
+
+    fn result<R: DeserializeOwned>(
+        &self,
+        name: &str,
+        answer: Result<EncodedValue, ErrorBody>,
+    ) -> Result<R, CallError> {
+        let value = answer.map_err(|body| call_error(name, body, self.timeout))?;
+        codec::decode(value, &self.limits).map_err(|reason| CallError::TypeMismatch {
+            what: format!("the results of {name:?}"),
+            reason: format!(
+                "{reason} (the caller expects {})",
+                std::any::type_name::<R>()
+            ),
+            delivery: Delivery::Executed,
+        })
+    }
+}
+
+/// Connects to the socket at a path of any length.
+fn open(path: &Path) -> Result<OwnedFd, ConnectError> {
+    let connect = || match path
+        .parent()
+        .filter(|_| path.as_os_str().len() > socket::MAX_PATH)
+    {
+        Some(parent) => socket::connect(
+            &short_path(&file::open_directory(parent)?, path),
+            CONNECT_PATIENCE,
+        ),
+        None => socket::connect(path, CONNECT_PATIENCE),
+    };
+    connect().map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ConnectError::NotRunning { path: path.into() }
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            ConnectError::TimedOut(CONNECT_PATIENCE)
+        }
+        _ => ConnectError::Io {
+            action: "connect",
+            source,
+        },
+    })
+}
+
+fn denied_error(denied: Denied) -> CallError {
+    match denied {
+        Denied::Password => CallError::Denied("the password is wrong"),
+        Denied::Version => CallError::Denied("it speaks another version of the protocol"),
+        Denied::Codec => CallError::Denied("it does not know the codec"),
+        Denied::Stopping => CallError::Stopping,
+    }
+}
+
+fn call_error(name: &str, body: ErrorBody, timeout: Option<Duration>) -> CallError {
+    let ErrorBody {
+        class,
+        code,
+        texts,
+        fds,
+    } = body;
+    let mut texts = texts.into_iter();
+    match class {
+        Class::Fault => CallError::Fault(RemoteFault::new(
+            code,
+            texts.collect(),
+            fds.into_iter().map(Fd::from_shared).collect(),
+        )),
+        Class::UnknownName => CallError::UnknownName {
+            name: name.into(),
+            similar: texts.next(),
+        },
+        Class::TypeMismatch => CallError::TypeMismatch {
+            what: format!("the arguments of {name:?}"),
+            reason: texts.next().unwrap_or_default(),
+            delivery: Delivery::NotSent,
+        },
+        Class::Panicked => CallError::Panicked {
+            message: texts.next().unwrap_or_default(),
+            location: texts.next().unwrap_or_default(),
+        },
+        Class::Stopping => CallError::Stopping,
+        Class::TooLate => CallError::TimedOut {
+            after: timeout.unwrap_or_default(),
+            delivery: Delivery::NotSent,
+        },
+        Class::BadReply => CallError::BadReply(texts.next().unwrap_or_default()),
+        Class::Protocol => CallError::Protocol(texts.collect::<Vec<_>>().join(": ")),
+    }
+}

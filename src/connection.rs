@@ -1,0 +1,111 @@
+//! A connected socket that moves what a [`Wire`] holds, and waits no longer than it is told.
+//!
+//! Invariant: each method is at most one exchange with the kernel that moves data. The only thing a connection
+//! remembers is which timeouts the socket has, because setting them costs a call.
+
+use crate::protocol::frame::ProtocolError;
+use crate::protocol::wire::Wire;
+use crate::sys::rights::{self, Rights};
+use crate::sys::socket;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: Arc<OwnedFd>,
+    receive_timeout: Option<Duration>,
+}
+
+/// Why nothing was received.
+#[derive(Debug)]
+pub(crate) enum ReceiveError {
+    Io(io::Error),
+    Protocol(ProtocolError),
+}
+
+impl From<io::Error> for ReceiveError {
+    fn from(err: io::Error) -> ReceiveError {
+        ReceiveError::Io(err)
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> Connection {
+        Connection {
+            socket,
+            receive_timeout: None,
+        }
+    }
+
+    /// Writes once, without waiting. Returns how much is gone; it is for the caller to tell the wire.
+    pub(crate) fn transmit_now(&self, wire: &Wire) -> io::Result<usize> {
+        match wire.transmit() {
+            Some(transmit) => rights::send(&self.socket, transmit.slices(), transmit.fds, true),
+            None => Ok(0),
+        }
+    }
+
+    /// Writes once, and waits `patience` for room; if there is none by then, the error is `WouldBlock`.
+    pub(crate) fn transmit(&self, wire: &Wire, patience: Option<Duration>) -> io::Result<usize> {
+        match self.transmit_now(wire) {
+            Err(err) if is_timeout(&err) => {}
+            result => return result,
+        }
+        let Some(transmit) = wire.transmit() else {
+            return Ok(0);
+        };
+        socket::set_send_timeout(&self.socket, patience)?;
+        rights::send(&self.socket, transmit.slices(), transmit.fds, false)
+    }
+
+    /// Receives once, and waits `patience` for something to come; if nothing has by then, or a signal comes, it
+    /// just returns.
+    pub(crate) fn receive(
+        &mut self,
+        wire: &mut Wire,
+        rights: Rights,
+        patience: Option<Duration>,
+    ) -> Result<(), ReceiveError> {
+        self.limit_receive(patience)?;
+        match rights::receive(&self.socket, wire.receive_buffer(), rights) {
+            Ok(received) if received.lost => Err(ReceiveError::Protocol(ProtocolError::LostFds)),
+            Ok(received) => {
+                wire.received(received.len, received.fds);
+                Ok(())
+            }
+            Err(err) if is_timeout(&err) || err.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// A timeout that is shorter than need be only makes the caller look once more; a longer one is too long.
+    fn limit_receive(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let fits = match (self.receive_timeout, limit) {
+            (None, None) => true,
+            (Some(set), Some(limit)) => set <= limit,
+            _ => false,
+        };
+        if !fits {
+            socket::set_receive_timeout(&self.socket, limit)?;
+            self.receive_timeout = limit;
+        }
+        Ok(())
+    }
+}
+
+/// Whether nothing could be moved for now.
+pub(crate) fn is_timeout(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,250 @@
+//! What surrounds one call: who called, how long the caller waits, and what the server has prepared.
+//!
+//! Invariant: a handler reaches its server through this value alone.
+
+use crate::Address;
+use crate::sys::poll::{self, Waker};
+use crate::sys::socket::Credentials;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// The client of a connection, as the kernel saw it when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Its process, 0 if that is in a pid namespace which the server cannot see. The process may have ended
+    /// since, or passed the connection on.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+impl From<Credentials> for Peer {
+    fn from(credentials: Credentials) -> Peer {
+        Peer {
+            pid: credentials.pid,
+            uid: credentials.uid,
+            gid: credentials.gid,
+        }
+    }
+}
+
+/// The server, as its handlers and hooks see it. Cheap to clone, and of use from any thread.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<ControlState>);
+
+#[derive(Debug)]
+struct ControlState {
+    address: Address,
+    states: OnceLock<States>,
+    waker: Waker,
+    stop: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl Control {
+    pub(crate) fn new(address: Address) -> io::Result<Control> {
+        let (stop, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Control(Arc::new(ControlState {
+            address,
+            states: OnceLock::new(),
+            waker: Waker::new()?,
+            stop,
+            stopping,
+        })))
+    }
+
+    /// Stops the server as [`ServerHandle::stop`](crate::ServerHandle::stop) does. Returns at once.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Whether the server has begun to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Where clients find this server.
+    pub fn address(&self) -> &Address {
+        &self.0.address
+    }
+
+    /// What an [`initialize`](crate::Server::initialize) hook returned: `None` if no hook returned a `T`, or the
+    /// hooks are not through yet.
+    pub fn state<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.0.states.get()?.get()
+    }
+
+    /// Called once, when all hooks are through.
+    pub(crate) fn set_states(&self, states: States) {
+        let _ = self.0.states.set(states);
+    }
+
+    pub(crate) fn stop_is_wanted(&self) -> bool {
+        self.0.stop.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_stopping(&self) {
+        self.0.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Makes the control thread look.
+    pub(crate) fn wake(&self) {
+        self.0.waker.wake();
+    }
+
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.0.waker
+    }
+}
+
+/// The values that the `initialize` hooks returned, one of a type.
+#[derive(Default)]
+pub(crate) struct States(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
+
+impl std::fmt::Debug for States {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "States({})", self.0.len())
+    }
+}
+
+impl States {
+    /// A later value of the same type replaces an earlier one.
+    pub(crate) fn insert(&mut self, state: Box<dyn Any + Send + Sync>) {
+        self.0.insert((*state).type_id(), state);
+    }
+
+    fn get<T: Any>(&self) -> Option<&T> {
+        self.0.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+}
+
+/// What surrounds one call.
+///
+/// The same value serves all calls of a connection, one after the other.
+pub struct Context {
+    control: Control,
+    listener: Arc<str>,
+    peer: Peer,
+    session_id: u64,
+    deadline: Option<Instant>,
+    /// A descriptor of the connection, to see whether the client is still there.
+    connection: Arc<OwnedFd>,
+    session: HashMap<TypeId, Box<dyn Any + Send>>,
+    deferred: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        control: Control,
+        listener: Arc<str>,
+        peer: Peer,
+        session_id: u64,
+        connection: Arc<OwnedFd>,
+    ) -> Context {
+        Context {
+            control,
+            listener,
+            peer,
+            session_id,
+            deadline: None,
+            connection,
+            session: HashMap::new(),
+            deferred: Vec::new(),
+        }
+    }
+
+    pub(crate) fn begin_call(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Who connected.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The name of the listener that the client connected to, `default` if it has no other.
+    pub fn listener(&self) -> &str {
+        &self.listener
+    }
+
+    /// A number that no other connection to this server has or had.
+    pub fn session_id(&self) -> u64 {
+        self.session_id
+    }
+
+    /// When the caller stops waiting, if it said so.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether nobody waits for the answer any more: the deadline has passed, or the client has hung up.
+    ///
+    /// Asks the kernel. A client that has only finished sending still waits.
+    pub fn is_cancelled(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+            || poll::is_hung_up(self.connection.as_fd())
+    }
+
+    /// The server.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// What an [`initialize`](crate::Server::initialize) hook returned.
+    ///
+    /// # Panics
+    /// No hook returned a `T`. The caller gets this as [`CallError::Panicked`](crate::CallError::Panicked).
+    pub fn state<T: Any + Send + Sync>(&self) -> &T {
+        match self.control.state() {
+            Some(state) => state,
+            None => panic!(
+                "no initialize hook returned a {}",
+                std::any::type_name::<T>()
+            ),
+        }
+    }
+
+    /// A value of this connection, made by `Default` at the first use, kept from call to call, and dropped when
+    /// the connection ends.
+    ///
+    /// # Panics
+    /// Never, in truth: the value is found by its type.
+    pub fn session<T: Any + Send + Default>(&mut self) -> &mut T {
+        let value = self
+            .session
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Box::new(T::default()));
+        value.downcast_mut().expect("a value is found by its type")
+    }
+
+    /// Has `task` done after the answer has been sent, or given up: in order, exactly once, on this thread and
+    /// before the connection's next call.
+    pub fn defer(&mut self, task: impl FnOnce() + Send + 'static) {
+        self.deferred.push(Box::new(task));
+    }
+
+    pub(crate) fn take_deferred(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
+        std::mem::take(&mut self.deferred)
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("listener", &self.listener)
+            .field("peer", &self.peer)
+            .field("session_id", &self.session_id)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,116 @@
+//! Messages between two related processes, over a socket that keeps them apart.
+//!
+//! Invariant: what is not a whole, well-formed message ends the channel; neither side trusts the other with its
+//! memory.
+
+use crate::Fd;
+use crate::limits::Limits;
+use crate::protocol::codec;
+use crate::protocol::frame::{HEADER_LEN, ProtocolError};
+use crate::protocol::message::{EncodedValue, write_reply};
+use crate::protocol::wire::Wire;
+use crate::sys::rights::{self, Rights};
+use crate::sys::{poll, socket};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+/// What an owner says to its server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Finish what is under way, then end.
+    Stop,
+    /// Serve this connection as if it had been accepted.
+    Serve(Fd),
+}
+
+/// What a server says to its owner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// Clients can connect.
+    Ready,
+    /// It could not be set up, and ends.
+    Failed(Failure),
+}
+
+/// What went wrong in a child before it was ready.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) stage: String,
+    pub(crate) message: String,
+    /// A hook of the user's failed, and not the set-up around it.
+    pub(crate) in_hook: bool,
+}
+
+/// The longest message: longer texts are cut.
+const MAX_MESSAGE: usize = 32 << 10;
+const MAX_TEXT: usize = 8 << 10;
+
+impl Failure {
+    pub(crate) fn new(stage: impl Into<String>, message: impl ToString, in_hook: bool) -> Failure {
+        let message = message.to_string().chars().take(MAX_TEXT / 4).collect();
+        Failure {
+            stage: stage.into(),
+            message,
+            in_hook,
+        }
+    }
+}
+
+/// One end of a control line.
+#[derive(Debug)]
+pub(crate) struct ControlLine(OwnedFd);
+
+impl ControlLine {
+    pub(crate) fn pair() -> io::Result<(ControlLine, ControlLine)> {
+        let (a, b) = socket::message_pair()?;
+        Ok((ControlLine(a), ControlLine(b)))
+    }
+
+    pub(crate) fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        let (mut frame, hash) = write_reply(0);
+        let value =
+            codec::encode(message, &mut frame, &Limits::default()).map_err(io::Error::other)?;
+        hash.fill(&mut frame, value);
+        let frame = frame.seal(MAX_MESSAGE, 1).map_err(io::Error::other)?;
+        rights::send(&self.0, &[IoSlice::new(&frame.buf)], &frame.fds, false).map(drop)
+    }
+
+    /// The next message, `None` at the end of the line.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; `InvalidData` if what came is no message.
+    pub(crate) fn receive<T: DeserializeOwned>(
+        &self,
+        deadline: Option<Instant>,
+    ) -> io::Result<Option<T>> {
+        if !poll::readable([Some(self.as_fd())], deadline)?[0] {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut wire = Wire::new(MAX_MESSAGE, 1);
+        let buffer = wire.receive_buffer();
+        buffer.reserve(HEADER_LEN + MAX_MESSAGE);
+        let received = rights::receive(&self.0, buffer, Rights::Accept)?;
+        wire.received(received.len, received.fds);
+        if received.len == 0 {
+            return Ok(None);
+        }
+        let value = wire.next_frame().and_then(|frame| match frame {
+            Some(frame) => EncodedValue::read(frame),
+            None => Err(ProtocolError::Malformed("control message")),
+        });
+        let value = value.map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
+        let value = codec::decode(value, &Limits::default());
+        value
+            .map(Some)
+            .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+    }
+}
+
+impl AsFd for ControlLine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

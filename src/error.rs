@@ -1,0 +1,323 @@
+//! What can go wrong, one enum for each phase of a server's life.
+//!
+//! Invariant: every error names its cause or its limit, and a failed call says whether its handler may have run.
+
+use crate::exit::Exit;
+use crate::protocol::frame::ProtocolError;
+use crate::{RemoteFault, Signal};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A `Result` with this crate's [`Error`], unless another is given.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Any error of this crate, for programs that pass errors on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A server could not be started.
+    #[error("cannot start the server: {0}")]
+    Start(#[from] StartError),
+    /// A server could not be reached.
+    #[error("cannot connect to the server: {0}")]
+    Connect(#[from] ConnectError),
+    /// A call got no answer, or another one than hoped for.
+    #[error("the call failed: {0}")]
+    Call(#[from] CallError),
+    /// A server could not be stopped.
+    #[error("cannot stop the server: {0}")]
+    Stop(#[from] StopError),
+    /// A password is too short or too long.
+    #[error(transparent)]
+    Password(#[from] crate::PasswordError),
+    /// An error of the operating system, outside the phases above.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Why a server was not started. Nothing of it is left: no process, no socket, no descriptor.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// This process has other threads, and a forked copy of it could wait for ever for locks that they hold.
+    #[error(
+        "this process has {threads} threads, and only a process with one can be forked: \
+         start the server first thing in main, before anything starts threads"
+    )]
+    MultiThreaded {
+        /// How many, as far as `/proc` tells; at least 2.
+        threads: usize,
+    },
+    /// A live server has this path, or something that is not ours to remove is there.
+    #[error("{} is in use: {reason}", path.display())]
+    AddressInUse {
+        /// Where the socket was to be.
+        path: PathBuf,
+        /// What is there.
+        reason: &'static str,
+    },
+    /// The path's last part does not fit into a socket address.
+    #[error("the name of the socket {} is longer than {limit} bytes", path.display())]
+    PathTooLong {
+        /// Where the socket was to be.
+        path: PathBuf,
+        /// How long the name may be, in bytes.
+        limit: usize,
+    },
+    /// Others could replace what is in this directory.
+    #[error("{} is no safe place for a socket: {reason}", path.display())]
+    UnsafeDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Two handlers have the same name.
+    #[error("there are two handlers for {name:?}")]
+    DuplicateHandler {
+        /// The name.
+        name: String,
+    },
+    /// A handler's name has more than 255 bytes.
+    #[error("the handler's name {name:?} is longer than 255 bytes")]
+    NameTooLong {
+        /// The name.
+        name: String,
+    },
+    /// This signal cannot be handled, or is reserved.
+    #[error("{signal} cannot have a handler: {reason}")]
+    ForbiddenSignal {
+        /// Which.
+        signal: Signal,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A hook of the definition failed.
+    #[error("{hook} failed: {message}")]
+    Hook {
+        /// Which: `before_fork` or `initialize`.
+        hook: String,
+        /// What it said.
+        message: String,
+    },
+    /// The server's process could not be set up.
+    #[error("the server's set-up failed ({stage}): {message}")]
+    Child {
+        /// What it was about to do.
+        stage: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The server's process ended before it was ready.
+    #[error("the server ended before it was ready: {0}")]
+    Died(Exit),
+    /// The server was not ready in time, and was killed.
+    #[error("the server was not ready within {0:?}")]
+    TimedOut(Duration),
+    /// The operating system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why there is no connection. Nothing has been sent to anybody, except where it says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody listens there.
+    #[error("no server listens at {}", path.display())]
+    NotRunning {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Somebody else listens there. The password was not sent.
+    #[error("{} is not the server's: another process listens there", path.display())]
+    Impostor {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The server did not take the connection in time: its backlog is full.
+    #[error("the server did not take the connection within {0:?}")]
+    TimedOut(Duration),
+    /// The server refuses this client; the password was sent and is wrong, or the versions do not match.
+    #[error("the server refuses the connection: {0}")]
+    Denied(&'static str),
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The handle was made in another process.
+    #[error("the handle belongs to another process, of which this one is a forked copy")]
+    WrongProcess,
+    /// An address that was read is malformed, or readable by others.
+    #[error("the address is no good: {0}")]
+    BadAddress(String),
+    /// The operating system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Whether the handler of a failed call has run: may the call be repeated?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The handler has not run and will not.
+    NotSent,
+    /// Nobody knows.
+    MaybeExecuted,
+    /// The handler has run, perhaps not to its end.
+    Executed,
+}
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The handler returned a [`Fault`](crate::Fault).
+    #[error("{0}")]
+    Fault(#[source] RemoteFault),
+    /// The handler panicked. The server lives.
+    #[error("the handler panicked at {location}: {message}")]
+    Panicked {
+        /// What it said.
+        message: String,
+        /// Source file, line and column.
+        location: String,
+    },
+    /// The server has no handler of that name.
+    #[error("the server has no handler {name:?}{}", similar.as_ref().map(|s| format!(", but {s:?}")).unwrap_or_default())]
+    UnknownName {
+        /// What was called.
+        name: String,
+        /// The handler whose name is nearest, if one is near.
+        similar: Option<String>,
+    },
+    /// Caller and handler do not agree on types.
+    #[error("{what} do not have the expected types: {reason}")]
+    TypeMismatch {
+        /// `the arguments of ...` or `the results of ...`.
+        what: String,
+        /// How they differ.
+        reason: String,
+        /// `NotSent` if it was the arguments, `Executed` if it was the results.
+        delivery: Delivery,
+    },
+    /// The arguments have a form that cannot be sent.
+    #[error("the arguments cannot be encoded: {0}")]
+    Encode(String),
+    /// The arguments exceed a limit of the client.
+    #[error("the arguments cannot be sent: {0}")]
+    TooLarge(ProtocolError),
+    /// The handler ran, but its result cannot be sent.
+    #[error("the result cannot be sent: {0}")]
+    BadReply(String),
+    /// The client's timeout, or the one sent with the call, is over.
+    #[error("no answer within {after:?}")]
+    TimedOut {
+        /// How long the client has waited.
+        after: Duration,
+        /// `NotSent` if the server refused to begin so late, or nothing of the call had left.
+        delivery: Delivery,
+    },
+    /// The server is stopping and has not begun the call.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The server refuses the connection: wrong password, or another version.
+    #[error("the server refuses the connection: {0}")]
+    Denied(&'static str),
+    /// The connection is gone.
+    #[error("the server hung up")]
+    Disconnected {
+        /// `NotSent` if the call had not left yet.
+        delivery: Delivery,
+    },
+    /// The other side broke the protocol, or says that we did. The connection is gone.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// The client was made in another process.
+    #[error("the client belongs to another process, of which this one is a forked copy")]
+    WrongProcess,
+    /// A `Pending` of another client, or one whose answer was given up.
+    #[error("this client has no such call")]
+    NoSuchCall,
+    /// The operating system refused something. The connection is gone.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl CallError {
+    /// Whether the handler has run, and so whether the call may be repeated.
+    pub fn delivery(&self) -> Delivery {
+        match self {
+            CallError::Fault(_) | CallError::Panicked { .. } | CallError::BadReply(_) => {
+                Delivery::Executed
+            }
+            CallError::UnknownName { .. }
+            | CallError::Encode(_)
+            | CallError::TooLarge(_)
+            | CallError::Stopping
+            | CallError::Denied(_)
+            | CallError::WrongProcess
+            | CallError::NoSuchCall => Delivery::NotSent,
+            CallError::TypeMismatch { delivery, .. }
+            | CallError::TimedOut { delivery, .. }
+            | CallError::Disconnected { delivery } => *delivery,
+            CallError::Protocol(_) | CallError::Io { .. } => Delivery::MaybeExecuted,
+        }
+    }
+}
+
+/// Why a server could not be stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// The handle was made in another process.
+    #[error("the handle belongs to another process, of which this one is a forked copy")]
+    WrongProcess,
+    /// The server is still there: it can be neither killed nor left to its dead-man switch.
+    #[error("the server did not end within {0:?}")]
+    StillRunning(Duration),
+    /// The operating system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Names the action that an `io::Error` belongs to.
+pub(crate) trait Context<T> {
+    fn start(self, action: &'static str) -> Result<T, StartError>;
+    fn connect(self, action: &'static str) -> Result<T, ConnectError>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn start(self, action: &'static str) -> Result<T, StartError> {
+        self.map_err(|source| StartError::Io {
+            action,
+            source: source.into(),
+        })
+    }
+
+    fn connect(self, action: &'static str) -> Result<T, ConnectError> {
+        self.map_err(|source| ConnectError::Io {
+            action,
+            source: source.into(),
+        })
+    }
+}

@@ -1,0 +1,209 @@
+//! A running server, seen from its owner.
+//!
+//! Invariant: whether the server lives is asked of the kernel, never of a flag. Dropped in the process that made
+//! it, a handle stops the server; in a forked copy of that process it only closes.
+
+use crate::child::Child;
+use crate::control::Order;
+use crate::exit::Exit;
+use crate::listener::Footprint;
+use crate::sys::{process, socket};
+use crate::{Address, Client, ConnectError, Fd, StopError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to stop before it is killed: the original's figure.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// A running server, seen from its owner. Dropping it stops the server.
+///
+/// As a descriptor it is the server's pidfd: readable when the server has ended.
+#[derive(Debug)]
+#[must_use = "dropping the handle stops the server"]
+pub struct ServerHandle {
+    child: Option<Child>,
+    address: Address,
+    footprint: Option<Footprint>,
+    grace: Duration,
+    generation: u32,
+}
+
+impl ServerHandle {
+    pub(crate) fn new(
+        child: Child,
+        address: Address,
+        footprint: Option<Footprint>,
+        grace: Duration,
+    ) -> ServerHandle {
+        ServerHandle {
+            child: Some(child),
+            address,
+            footprint,
+            grace,
+            generation: process::generation(),
+        }
+    }
+
+    /// Where clients find the server.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.child().pid
+    }
+
+    /// Whether the server's process lives.
+    pub fn is_running(&self) -> bool {
+        matches!(self.child().wait(Some(Instant::now())), Ok(None))
+    }
+
+    /// A connection to the server. It needs no path: it also works after this process has changed its user, its
+    /// root directory or its mount namespace.
+    ///
+    /// # Errors
+    /// The server is gone, or there are no descriptors left.
+    pub fn connect(&self) -> Result<Client, ConnectError> {
+        if !self.is_ours() {
+            return Err(ConnectError::WrongProcess);
+        }
+        let failed = |action| move |source| ConnectError::Io { action, source };
+        let (ours, theirs) = socket::stream_pair().map_err(failed("make a pair of sockets"))?;
+        match self.child().control.send(&Order::Serve(Fd::from(theirs))) {
+            Ok(()) => Ok(Client::over(ours, self.address.password.clone())),
+            Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
+                path: self.address.path.clone(),
+            }),
+            Err(source) => Err(ConnectError::Io {
+                action: "hand a connection to the server",
+                source,
+            }),
+        }
+    }
+
+    /// Another share in the server's life: it lives for as long as this handle, or any share, is open anywhere.
+    /// Hand it to another process; closing it gives the share up.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.child().share()
+    }
+
+    /// Stops the server, whoever else has a share in it: calls in progress are answered, up to 4 s, then it is
+    /// killed. The socket is gone when this returns.
+    ///
+    /// # Errors
+    /// It cannot be stopped, or this handle is a forked copy.
+    pub fn stop(self) -> Result<Exit, StopError> {
+        self.stop_within(PATIENCE)
+    }
+
+    /// As [`ServerHandle::stop`], but the server is killed after `patience`.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::stop`].
+    pub fn stop_within(mut self, patience: Duration) -> Result<Exit, StopError> {
+        let grace = self.grace;
+        self.end("stop the server", patience + grace, |child| {
+            child.stop(patience, grace)
+        })
+    }
+
+    /// Kills the server at once.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::stop`].
+    pub fn kill(mut self) -> Result<Exit, StopError> {
+        let grace = self.grace;
+        self.end("kill the server", grace, |child| child.kill(grace))
+    }
+
+    /// Gives up this owner's share only: the server lives for as long as somebody else has one.
+    pub fn release(mut self) {
+        if let Some(child) = self.child.take() {
+            child.release();
+        }
+    }
+
+    /// Waits until the server has ended, which it does not do by itself.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn wait(&self) -> io::Result<Exit> {
+        loop {
+            if let Some(exit) = self.child().wait(None)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// How the server has ended, if it has.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn try_wait(&self) -> io::Result<Option<Exit>> {
+        self.child().wait(Some(Instant::now()))
+    }
+
+    fn end(
+        &mut self,
+        action: &'static str,
+        patience: Duration,
+        end: impl FnOnce(Child) -> io::Result<Option<Exit>>,
+    ) -> Result<Exit, StopError> {
+        if !self.is_ours() {
+            return Err(StopError::WrongProcess);
+        }
+        let Some(child) = self.child.take() else {
+            return Ok(Exit::Unknown);
+        };
+        let exit = end(child).map_err(|source| StopError::Io { action, source })?;
+        let exit = exit.ok_or(StopError::StillRunning(patience))?;
+        // The server removes its own, unless it was killed.
+        if let Some(footprint) = self.footprint.take() {
+            footprint.remove();
+        }
+        Ok(exit)
+    }
+
+    fn is_ours(&self) -> bool {
+        self.generation == process::generation()
+    }
+
+    fn child(&self) -> &Child {
+        self.child
+            .as_ref()
+            .expect("only the methods that consume the handle take the child")
+    }
+}
+
+/// The server's end of a line is closed.
+fn is_gone(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        if self.child.is_some() && self.is_ours() {
+            let grace = self.grace;
+            // Whoever wants to know calls `stop`.
+            let _ = self.end("stop the server", PATIENCE, |child| {
+                child.stop(PATIENCE, grace)
+            });
+        }
+    }
+}
+
+impl AsFd for ServerHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.child().as_fd()
+    }
+}

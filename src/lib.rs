@@ -1,0 +1,87 @@
+//! Run part of a program in a child process that it owns.
+//!
+//! An owner forks a [`Server`]; the server listens on a Unix socket that only this user can reach, checks a random
+//! password, answers named messages with registered handlers, passes file descriptors both ways, and ends when
+//! its last owner is gone.
+//!
+//! ```no_run
+//! use forkserver::{Result, Server};
+//!
+//! fn main() -> Result<()> {
+//!     let server = Server::new()
+//!         .handle("hello", |_, (first, last): (String, String)| Ok(format!("Hello {first} {last}, how are you?")))
+//!         .start()?; // forks; returns when the server is ready
+//!     let mut client = server.connect()?;
+//!     let reply: String = client.call("hello", &("Joe", "Dalton"))?;
+//!     println!("{reply}");
+//!     server.stop()?; // dropping `server` does the same
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Anatomy of the crate
+//!
+//! * [`Server`] is a definition: handlers, hooks, limits, what the process becomes. [`Server::start`] makes a
+//!   process of it and returns a [`ServerHandle`]; [`Server::run`] serves in the calling process.
+//! * [`Client`] is one connection to a server, made from an [`Address`] or by [`ServerHandle::connect`].
+//! * [`Fd`] and [`Bytes`] are values for arguments and results: a descriptor, and a byte string without the cost
+//!   that serde has for `Vec<u8>`.
+//! * [`Context`] is what a handler knows besides its arguments; [`Control`] is the server as seen from inside.
+//! * Errors come in one enum for each phase; [`CallError::delivery`] tells whether a call may be repeated.
+//!
+//! # Limitations
+//!
+//! * Linux 5.10 or newer.
+//! * A process with several threads cannot be forked safely: [`Server::start`] refuses
+//!   ([`StartError::MultiThreaded`]). Start servers first thing in `main`, before anything starts threads.
+//! * Values travel by bincode, which does not describe itself: types that need a self-describing format
+//!   (`#[serde(untagged)]`, `#[serde(flatten)]`, internally tagged enums) are errors, never wrong values.
+//! * A process that is stopped (`SIGSTOP`) when its last owner goes ends only when it is continued.
+//! * A copy of the owner that is made by a plain `fork`, without `exec`, holds a share in the life of the owner's
+//!   servers until it ends. Servers started by this crate hold none in each other.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "forkserver needs Linux: it relies on pidfds, SCM_RIGHTS and signals at a pipe's end"
+);
+
+mod address;
+mod bytes;
+mod child;
+mod client;
+mod connection;
+mod context;
+mod control;
+mod engine;
+mod error;
+mod exit;
+mod fault;
+mod fd;
+mod handle;
+mod limits;
+mod listener;
+mod panics;
+mod password;
+mod protocol;
+mod server;
+mod service;
+#[allow(unsafe_code)] // here and nowhere else
+mod sys;
+
+pub use address::Address;
+pub use bytes::Bytes;
+pub use client::{Client, Pending};
+pub use context::{Context, Control, Peer};
+pub use error::{CallError, ConnectError, Delivery, Error, Result, StartError, StopError};
+pub use exit::Exit;
+pub use fault::{Fault, RemoteFault};
+pub use fd::Fd;
+pub use handle::ServerHandle;
+pub use limits::Limits;
+pub use listener::Listener;
+/// A signal's name and number, for [`Server::handle_signal`].
+pub use nix::sys::signal::Signal;
+pub use password::{Password, PasswordError};
+pub use protocol::frame::ProtocolError;
+pub use server::Server;
+pub use service::Raw;

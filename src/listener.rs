@@ -1,0 +1,557 @@
+//! Where a server listens: a socket that nobody else can reach, at a path that nobody else can take.
+//!
+//! Invariant: whether a server is alive at a path is told by a lock that it holds, never by trying to connect; no
+//! file is removed but a socket of ours whose server is dead. Everything is refused before anything is changed.
+
+use crate::StartError;
+use crate::error::Context as _;
+use crate::password::Password;
+use crate::sys::file::{self, FileId, Info};
+use crate::sys::{process, socket};
+use std::ffi::OsStr;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A name may be this long: behind `/proc/self/fd/1234567/` it still fits into a socket's address.
+const MAX_NAME: usize = 80;
+/// A private socket is called this, in a directory of its own.
+const PRIVATE_NAME: &str = "socket";
+
+/// Where a server listens, and who may connect.
+///
+/// ```
+/// use forkserver::{Listener, Password, Server};
+/// # fn main() -> forkserver::Result<()> {
+/// let listener = Listener::at("/run/user/1000/greeter").name("main").password(Password::generate()?);
+/// let server = Server::new().listen(listener);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Listener {
+    place: Place,
+    pub(crate) name: Arc<str>,
+    password: Option<Password>,
+    user: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Private,
+    At(PathBuf),
+    Inherited(Arc<OwnedFd>),
+}
+
+impl Default for Listener {
+    fn default() -> Listener {
+        Listener::private()
+    }
+}
+
+impl Listener {
+    /// A fresh directory of mode 0700, in the user's runtime directory (`$XDG_RUNTIME_DIR`, if it is what it
+    /// should be) or else in the temporary one. This is the default.
+    pub fn private() -> Listener {
+        Listener::new(Place::Private)
+    }
+
+    /// A path of your choice; a relative one is taken from the directory in which the server is started. Beside
+    /// the socket there is a file `<path>.lock` for as long as the server lives.
+    ///
+    /// A path longer than a socket's address may be (107 bytes) works, unless its last part has more than 80.
+    pub fn at(path: impl Into<PathBuf>) -> Listener {
+        Listener::new(Place::At(path.into()))
+    }
+
+    /// A bound Unix stream socket that you have made, or that was handed to this program. Its file stays when the
+    /// server ends, and who may reach it is your business; clients need the password all the same, and must run
+    /// as this user, as root, or as the one given to [`Listener::for_user`].
+    pub fn from_fd(fd: impl Into<OwnedFd>) -> Listener {
+        Listener::new(Place::Inherited(Arc::new(fd.into())))
+    }
+
+    fn new(place: Place) -> Listener {
+        Listener {
+            place,
+            name: "default".into(),
+            password: None,
+            user: None,
+        }
+    }
+
+    /// The name by which handlers know the listener. Default: `default`.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Listener {
+        self.name = name.into();
+        self
+    }
+
+    /// A password of your own; otherwise each start makes a new one.
+    pub fn password(mut self, password: Password) -> Listener {
+        self.password = Some(password);
+        self
+    }
+
+    /// Gives directory and socket to a user, and lets it connect: for an owner that gives up rights which the
+    /// server keeps. Needs the rights of root.
+    pub fn for_user(mut self, uid: u32, gid: u32) -> Listener {
+        self.user = Some((uid, gid));
+        self
+    }
+
+    /// As [`Listener::for_user`], unless that was said before: a server that becomes another user must be able to
+    /// remove its socket.
+    pub(crate) fn or_for_user(mut self, uid: u32, gid: u32) -> Listener {
+        self.user.get_or_insert((uid, gid));
+        self
+    }
+
+    /// Binds the socket, without listening yet. What a server has to keep is in the first result; the second is
+    /// for the owner, to clean up after a server that was killed.
+    pub(crate) fn bind(&self) -> Result<(Bound, Option<Footprint>), StartError> {
+        let password = match &self.password {
+            Some(password) => password.clone(),
+            None => Password::generate().start("make a password")?,
+        };
+        let Placed { socket, path, ours } = match &self.place {
+            Place::Private => self.bind_private()?,
+            Place::At(path) => self.bind_at(path)?,
+            Place::Inherited(fd) => self.adopt(fd)?,
+        };
+        let (lock, footprint) = ours.unzip();
+        let owners_copy = footprint
+            .as_ref()
+            .map(Footprint::try_clone)
+            .transpose()
+            .start("copy a descriptor")?;
+        let (uid, _) = process::effective_ids();
+        let admitted = [Some(0), Some(uid), self.user.map(|(uid, _)| uid)]
+            .into_iter()
+            .flatten()
+            .collect();
+        // Descriptors are refused until the password was right. An older kernel cannot refuse them; there,
+        // they are discarded on arrival.
+        socket::allow_rights(&socket, false).start("refuse descriptors")?;
+        socket::set_nonblocking(&socket).start("set up the socket")?;
+        let name = Arc::clone(&self.name);
+        let bound = Bound {
+            socket,
+            path,
+            name,
+            password: Arc::new(password),
+            admitted,
+            lock,
+            footprint,
+        };
+        Ok((bound, owners_copy))
+    }
+
+    fn bind_private(&self) -> Result<Placed, StartError> {
+        let parent = runtime_directory()?;
+        let path = file::make_private_directory(&parent, "forkserver.")
+            .start("make a private directory")?;
+        let made = || {
+            let directory = file::open_directory(&path).start("open the private directory")?;
+            let lock = file::open_directory(&path).start("open the private directory")?;
+            // A lock on the directory also keeps cleaners of temporary files away from it.
+            if !file::try_lock(&lock).start("lock the private directory")? {
+                return Err(in_use(&path, "somebody has locked the new directory"));
+            }
+            let (socket, id) = self.bind_in(&directory, &path, OsStr::new(PRIVATE_NAME))?;
+            if let Some((uid, gid)) = self.user {
+                file::give_directory(&directory, uid, gid)
+                    .start("give the directory to the user")?;
+            }
+            let name = PathBuf::from(PRIVATE_NAME);
+            let footprint = Footprint {
+                directory,
+                name,
+                id,
+                kind: FootprintKind::Private(path.clone()),
+            };
+            Ok(Placed {
+                socket,
+                path: path.join(PRIVATE_NAME),
+                ours: Some((lock, footprint)),
+            })
+        };
+        made().inspect_err(|_| {
+            let _ = std::fs::remove_file(path.join(PRIVATE_NAME));
+            let _ = file::remove_directory(&path);
+        })
+    }
+
+    fn bind_at(&self, path: &Path) -> Result<Placed, StartError> {
+        let path = std::path::absolute(path).start("find the current directory")?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(in_use(&path, "it is the root directory"));
+        };
+        if name.len() > MAX_NAME && path.as_os_str().len() > socket::MAX_PATH {
+            return Err(StartError::PathTooLong {
+                path: path.clone(),
+                limit: MAX_NAME,
+            });
+        }
+        let directory = file::open_directory(parent).start("open the socket's directory")?;
+        require_safe(
+            parent,
+            &file::look_at(&directory).start("look at the socket's directory")?,
+        )?;
+        let lock = Lock::take(&directory, name, &path)?;
+        lock.remove_dead_socket(&directory, name, &path)?;
+        let (socket, id) = match self.bind_in(&directory, parent, name) {
+            Ok(bound) => bound,
+            Err(err) => {
+                lock.undo(&directory);
+                return Err(err);
+            }
+        };
+        let Lock {
+            file,
+            name: lock_name,
+            ..
+        } = lock.record(id).start("write the lock file")?;
+        let footprint = Footprint {
+            directory,
+            name: name.into(),
+            id,
+            kind: FootprintKind::Locked(lock_name),
+        };
+        Ok(Placed {
+            socket,
+            path,
+            ours: Some((file, footprint)),
+        })
+    }
+
+    /// Binds `name` in `directory`, which is `parent`; the file has exactly mode 0700 then, and the right owner.
+    fn bind_in(
+        &self,
+        directory: &OwnedFd,
+        parent: &Path,
+        name: &OsStr,
+    ) -> Result<(OwnedFd, FileId), StartError> {
+        let socket = socket::stream().start("make a socket")?;
+        let whole = parent.join(name);
+        let path = short_path(directory, &whole);
+        match socket::bind(&socket, &path) {
+            Ok(()) => {}
+            Err(err) if err.kind() == ErrorKind::AddrInUse => {
+                return Err(in_use(&whole, "a file is there"));
+            }
+            Err(source) => {
+                return Err(StartError::Io {
+                    action: "bind the socket",
+                    source,
+                });
+            }
+        }
+        let name = Path::new(name);
+        let finish = || {
+            if file::look(directory, name)?.mode != 0o700 {
+                // The umask has taken more away than others' rights.
+                file::set_mode(directory, name, 0o700)?;
+            }
+            if let Some((uid, gid)) = self.user {
+                file::give_to(directory, name, uid, gid)?;
+            }
+            file::look(directory, name).map(|info| info.id)
+        };
+        let id = finish()
+            .start("set up the socket's file")
+            .inspect_err(|_| {
+                let _ = std::fs::remove_file(&whole);
+            })?;
+        Ok((socket, id))
+    }
+
+    fn adopt(&self, fd: &OwnedFd) -> Result<Placed, StartError> {
+        let copy = fd.try_clone().start("copy the listener's descriptor")?;
+        let socket = std::os::unix::net::UnixListener::from(copy);
+        let address = socket
+            .local_addr()
+            .start("ask for the listener's address")?;
+        let Some(path) = address.as_pathname() else {
+            let source =
+                std::io::Error::new(ErrorKind::InvalidInput, "it is no socket bound to a path");
+            return Err(StartError::Io {
+                action: "use the listener's descriptor",
+                source,
+            });
+        };
+        let path = std::path::absolute(path).start("find the current directory")?;
+        Ok(Placed {
+            socket: socket.into(),
+            path,
+            ours: None,
+        })
+    }
+}
+
+/// A socket in its place, with lock and footprint if its file is ours.
+struct Placed {
+    socket: OwnedFd,
+    path: PathBuf,
+    ours: Option<(OwnedFd, Footprint)>,
+}
+
+/// A listener that is bound to its path. The server holds it; the owner forgets it after the fork.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) socket: OwnedFd,
+    pub(crate) path: PathBuf,
+    pub(crate) name: Arc<str>,
+    pub(crate) password: Arc<Password>,
+    /// Users whose processes may connect.
+    pub(crate) admitted: Vec<u32>,
+    lock: Option<OwnedFd>,
+    footprint: Option<Footprint>,
+}
+
+impl Bound {
+    /// Lets clients connect. The kernel attests the process that calls this to them.
+    pub(crate) fn listen(&self) -> std::io::Result<()> {
+        socket::listen(&self.socket)
+    }
+
+    /// Removes the socket's file, and what belongs to it.
+    pub(crate) fn remove_file(&self) {
+        if let Some(footprint) = &self.footprint {
+            footprint.remove_own(self.lock.as_ref());
+        }
+    }
+
+    /// The descriptors that the server must keep.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let lock = self.lock.as_ref().map(AsRawFd::as_raw_fd);
+        let directory = self
+            .footprint
+            .as_ref()
+            .map(|footprint| footprint.directory.as_raw_fd());
+        [Some(self.socket.as_raw_fd()), lock, directory]
+            .into_iter()
+            .flatten()
+    }
+}
+
+/// What a server leaves in the file system, for whoever removes it: the server itself, or its owner after it was
+/// killed.
+#[derive(Debug)]
+pub(crate) struct Footprint {
+    directory: OwnedFd,
+    name: PathBuf,
+    id: FileId,
+    kind: FootprintKind,
+}
+
+#[derive(Clone, Debug)]
+enum FootprintKind {
+    /// The directory, at this path, is ours too.
+    Private(PathBuf),
+    /// The lock file of this name is ours too.
+    Locked(PathBuf),
+}
+
+impl Footprint {
+    fn try_clone(&self) -> std::io::Result<Footprint> {
+        let Footprint { name, id, kind, .. } = self;
+        Ok(Footprint {
+            directory: self.directory.try_clone()?,
+            name: name.clone(),
+            id: *id,
+            kind: kind.clone(),
+        })
+    }
+
+    /// Removes the socket, if it still is ours. What cannot be removed stays: a later start at the same path
+    /// finds it dead.
+    pub(crate) fn remove(&self) {
+        let _ = file::remove_if(&self.directory, &self.name, self.id);
+        match &self.kind {
+            FootprintKind::Private(path) => {
+                let _ = file::remove_directory(path);
+            }
+            FootprintKind::Locked(name) => {
+                // Whoever has the lock may be a successor; a server removes its own while it still has it.
+                if let Ok(lock) = file::open(&self.directory, name) {
+                    if file::try_lock(&lock).unwrap_or(false) {
+                        let _ = remove_lock(&self.directory, &lock, name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same for the server, which has the lock.
+    fn remove_own(&self, lock: Option<&OwnedFd>) {
+        if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {
+            let _ = file::remove_if(&self.directory, &self.name, self.id);
+            let _ = remove_lock(&self.directory, lock, name);
+        } else {
+            self.remove();
+        }
+    }
+}
+
+fn remove_lock(directory: &OwnedFd, lock: &OwnedFd, name: &Path) -> std::io::Result<()> {
+    file::remove_if(directory, name, file::look_at(lock)?.id)
+}
+
+/// A locked lock file.
+struct Lock {
+    file: OwnedFd,
+    name: PathBuf,
+    is_new: bool,
+}
+
+impl Lock {
+    fn take(directory: &OwnedFd, socket: &OsStr, path: &Path) -> Result<Lock, StartError> {
+        let mut name = socket.to_owned();
+        name.push(".lock");
+        let name = PathBuf::from(name);
+        loop {
+            let Some((file, is_new)) = Lock::open(directory, &name).start("open the lock file")?
+            else {
+                continue;
+            };
+            let opened = file::look_at(&file).start("look at the lock file")?;
+            let (uid, _) = process::effective_ids();
+            if opened.uid != uid && opened.uid != 0 {
+                return Err(in_use(path, "its lock file belongs to another user"));
+            }
+            if !file::try_lock(&file).start("lock the lock file")? {
+                return Err(in_use(path, "a server is running there"));
+            }
+            // A server that ended between the two removed the file that we have locked.
+            if file::look(directory, &name).is_ok_and(|info| info.id == opened.id) {
+                return Ok(Lock { file, name, is_new });
+            }
+        }
+    }
+
+    /// `None`: the file was removed or made while we looked, look again.
+    fn open(directory: &OwnedFd, name: &Path) -> std::io::Result<Option<(OwnedFd, bool)>> {
+        match file::create(directory, name) {
+            Ok(file) => return Ok(Some((file, true))),
+            Err(err) if err.kind() == ErrorKind::AlreadyExists => {}
+            Err(err) => return Err(err),
+        }
+        match file::open(directory, name) {
+            Ok(file) => Ok(Some((file, false))),
+            Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Removes a socket that a former server left there. It is known by the record that this server wrote.
+    fn remove_dead_socket(
+        &self,
+        directory: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+    ) -> Result<(), StartError> {
+        let recorded = self.recorded();
+        if !self.is_new && recorded.is_none() && !self.is_empty() {
+            return Err(in_use(path, "its lock file is not ours"));
+        }
+        let Ok(info) = file::look(directory, Path::new(name)) else {
+            return Ok(());
+        };
+        if !info.is_socket || recorded != Some(info.id) {
+            self.undo(directory);
+            return Err(in_use(
+                path,
+                "a file is there that is not the socket of a dead server",
+            ));
+        }
+        file::remove_if(directory, Path::new(name), info.id).start("remove a dead server's socket")
+    }
+
+    fn is_empty(&self) -> bool {
+        file::look_at(&self.file).is_ok_and(|info| info.size == 0)
+    }
+
+    fn recorded(&self) -> Option<FileId> {
+        let mut file = std::fs::File::from(self.file.try_clone().ok()?);
+        let mut text = String::new();
+        file.rewind().ok()?;
+        file.take(128).read_to_string(&mut text).ok()?;
+        let mut numbers = text.split_whitespace();
+        let device = numbers.next()?.parse().ok()?;
+        let inode = numbers.next()?.parse().ok()?;
+        let modified = numbers.next()?.parse().ok()?;
+        Some(FileId {
+            device,
+            inode,
+            modified,
+        })
+    }
+
+    /// Writes down which socket is ours.
+    fn record(self, id: FileId) -> std::io::Result<Lock> {
+        let mut file = std::fs::File::from(self.file.try_clone()?);
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{} {} {}", id.device, id.inode, id.modified)?;
+        Ok(self)
+    }
+
+    /// Removes a lock file that was made in vain.
+    fn undo(&self, directory: &OwnedFd) {
+        if self.is_new {
+            let _ = remove_lock(directory, &self.file, &self.name);
+        }
+    }
+}
+
+/// A path to `path` in `directory` that fits into a socket's address.
+pub(crate) fn short_path(directory: &impl AsFd, path: &Path) -> PathBuf {
+    if path.as_os_str().as_bytes().len() <= socket::MAX_PATH {
+        return path.into();
+    }
+    file::descriptor_path(directory).join(path.file_name().unwrap_or_default())
+}
+
+/// Where private directories are made.
+fn runtime_directory() -> Result<PathBuf, StartError> {
+    let (uid, _) = process::effective_ids();
+    if let Some(path) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        // It may be another user's, after sudo.
+        let info = file::open_directory(&path).and_then(|directory| file::look_at(&directory));
+        if path.is_absolute() && info.is_ok_and(|info| info.uid == uid && info.mode & 0o077 == 0) {
+            return Ok(path);
+        }
+    }
+    let path = std::path::absolute(std::env::temp_dir()).start("find the current directory")?;
+    let directory = file::open_directory(&path).start("open the temporary directory")?;
+    require_safe(
+        &path,
+        &file::look_at(&directory).start("look at the temporary directory")?,
+    )?;
+    Ok(path)
+}
+
+/// Nobody but this user and root may be able to replace what is in a directory that holds a socket.
+fn require_safe(path: &Path, info: &Info) -> Result<(), StartError> {
+    const STICKY: u32 = 0o1000;
+    let (uid, _) = process::effective_ids();
+    let reason = if info.uid != uid && info.uid != 0 {
+        "it belongs to another user"
+    } else if info.mode & 0o002 != 0 && info.mode & STICKY == 0 {
+        "everybody can replace files in it"
+    } else {
+        return Ok(());
+    };
+    Err(StartError::UnsafeDirectory {
+        path: path.into(),
+        reason,
+    })
+}
+
+fn in_use(path: &Path, reason: &'static str) -> StartError {
+    StartError::AddressInUse {
+        path: path.into(),
+        reason,
+    }
+}

@@ -1,0 +1,115 @@
+//! Panics of handlers and hooks, caught with what they said and where.
+//!
+//! Invariant: the only place that catches a panic of a user's code. One that is caught here is not printed; any
+//! other goes to the hook that was there before us.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::{Arc, Once};
+
+/// What a panic said.
+#[derive(Clone, Debug)]
+pub(crate) struct Panicked {
+    pub(crate) message: String,
+    /// Source file, line and column.
+    pub(crate) location: String,
+}
+
+thread_local! {
+    /// How many calls of [`catch`] this thread is in, and the last panic in them.
+    static WATCHED: RefCell<(usize, Option<Panicked>)> = const { RefCell::new((0, None)) };
+}
+
+/// Runs `code`, and says what it said if it panics.
+pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
+    install();
+    WATCHED.with_borrow_mut(|watched| watched.0 += 1);
+    let result = catch_unwind(AssertUnwindSafe(code));
+    let said = WATCHED.with_borrow_mut(|watched| {
+        watched.0 -= 1;
+        watched.1.take()
+    });
+    result.map_err(|payload| {
+        // Dropping the payload runs the user's code once more, which may panic once more.
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(payload);
+        }
+        said.unwrap_or_else(|| Panicked {
+            message: "(no message)".into(),
+            location: "(unknown)".into(),
+        })
+    })
+}
+
+/// Puts our hook in front of the one there is, once in a process and all that are forked from it.
+fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> =
+            std::panic::take_hook().into();
+        std::panic::set_hook(Box::new(move |info| {
+            if !note(info) {
+                previous(info);
+            }
+        }));
+    });
+}
+
+/// Remembers a panic if its thread is being watched.
+fn note(info: &PanicHookInfo<'_>) -> bool {
+    let noted = WATCHED.try_with(|watched| {
+        let Ok(mut watched) = watched.try_borrow_mut() else {
+            return false;
+        };
+        if watched.0 == 0 {
+            return false;
+        }
+        let location = info
+            .location()
+            .map_or_else(|| "(unknown)".into(), ToString::to_string);
+        watched.1 = Some(Panicked {
+            message: message(info),
+            location,
+        });
+        true
+    });
+    noted.unwrap_or(false)
+}
+
+fn message(info: &PanicHookInfo<'_>) -> String {
+    let payload = info.payload();
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref().map(String::as_str));
+    text.unwrap_or("(a value that is no text)").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_and_place_are_kept() {
+        let panicked = catch(|| panic!("number {}", 7)).unwrap_err();
+        assert_eq!(panicked.message, "number 7");
+        assert!(
+            panicked.location.contains("panics.rs:"),
+            "{}",
+            panicked.location
+        );
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_survived() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let panicked = catch(|| std::panic::panic_any(Bomb)).unwrap_err();
+        assert_eq!(panicked.message, "(a value that is no text)");
+        assert_eq!(catch(|| 5).unwrap(), 5);
+    }
+}

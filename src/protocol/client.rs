@@ -1,0 +1,152 @@
+//! The client's side of one connection: say hello with the first call, then calls and answers in any order.
+//!
+//! Invariant: no descriptor leaves before the server has said that it takes them.
+
+use super::Step;
+use super::frame::{Kind, Outgoing, ProtocolError};
+use super::message::{Denied, EncodedValue, ErrorBody, Hello, Welcome};
+use super::wire::Wire;
+use crate::password::Password;
+use std::collections::VecDeque;
+
+/// What a client session reports.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The password was right.
+    Welcome,
+    /// The server refuses the connection.
+    Denied(Denied),
+    /// The answer to the call of that id.
+    Call(u32, Result<EncodedValue, ErrorBody>),
+}
+
+/// One connection, seen by the client.
+#[derive(Debug)]
+pub(crate) struct ClientSession {
+    pub(crate) wire: Wire,
+    hello: Greeting,
+    /// Frames with descriptors, and those behind them, which wait for the welcome.
+    held: VecDeque<Outgoing>,
+    max_frame: usize,
+    max_fds: usize,
+}
+
+#[derive(Debug)]
+enum Greeting {
+    Unsaid(Password),
+    Said,
+    Welcomed { fds: bool },
+}
+
+impl ClientSession {
+    pub(crate) fn new(password: Password, max_frame: usize, max_fds: usize) -> ClientSession {
+        ClientSession {
+            wire: Wire::new(max_frame, max_fds),
+            hello: Greeting::Unsaid(password),
+            held: VecDeque::new(),
+            max_frame,
+            max_fds,
+        }
+    }
+
+    /// Queues a call.
+    ///
+    /// # Errors
+    /// It exceeds the limits, or carries descriptors and the server takes none; nothing is queued then.
+    pub(crate) fn send(&mut self, call: Outgoing) -> Result<(), ProtocolError> {
+        let has_fds = !call.fds.is_empty();
+        let call = call.seal(self.max_frame, self.max_fds)?;
+        match self.hello {
+            Greeting::Welcomed { fds: false } if has_fds => Err(ProtocolError::TooManyFds {
+                count: call.fds.len(),
+                limit: 0,
+            }),
+            Greeting::Welcomed { .. } => self.wire.send(call),
+            _ => {
+                self.say_hello(has_fds)?;
+                if has_fds || !self.held.is_empty() {
+                    self.held.push_back(call);
+                    return Ok(());
+                }
+                self.wire.send(call)
+            }
+        }
+    }
+
+    /// Queues the hello, if it has not been said yet. With `wait` the welcome comes at once.
+    pub(crate) fn say_hello(&mut self, wait: bool) -> Result<(), ProtocolError> {
+        if let Greeting::Unsaid(password) = &self.hello {
+            self.wire.send(Hello::write(password, true, wait))?;
+            self.hello = Greeting::Said;
+        }
+        Ok(())
+    }
+
+    /// New bounds, for frames that have not been queued or received yet.
+    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
+        self.wire.set_limits(max_frame, max_fds);
+        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    }
+
+    /// Whether something that was queued has not left yet.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.wire.queued() > 0 || !self.held.is_empty()
+    }
+
+    pub(crate) fn is_welcome(&self) -> bool {
+        matches!(self.hello, Greeting::Welcomed { .. })
+    }
+
+    /// What to do next.
+    ///
+    /// # Errors
+    /// The server broke the protocol; the connection is of no use any more.
+    pub(crate) fn poll(&mut self) -> Result<Step<Answer>, ProtocolError> {
+        if let Some(answer) = self.next_answer()? {
+            return Ok(Step::Event(answer));
+        }
+        if self.wire.queued() > 0 {
+            return Ok(Step::Transmit);
+        }
+        Ok(if self.wire.is_at_end() {
+            Step::Closed
+        } else {
+            Step::Receive
+        })
+    }
+
+    /// The next answer among what has been received already.
+    pub(crate) fn next_answer(&mut self) -> Result<Option<Answer>, ProtocolError> {
+        let Some(frame) = self.wire.next_frame()? else {
+            return Ok(None);
+        };
+        let id = frame.header.id;
+        Ok(Some(match frame.header.kind {
+            Kind::Welcome => {
+                let welcome = Welcome::read(&frame.payload)?;
+                self.welcomed(welcome)?;
+                Answer::Welcome
+            }
+            Kind::Denied => Answer::Denied(Denied::read(&frame.payload)?),
+            Kind::Reply => Answer::Call(id, Ok(EncodedValue::read(frame)?)),
+            Kind::Error => Answer::Call(id, Err(ErrorBody::read(frame)?)),
+            Kind::Hello | Kind::Call => {
+                return Err(ProtocolError::Unexpected("a server only answers"));
+            }
+        }))
+    }
+
+    fn welcomed(&mut self, welcome: Welcome) -> Result<(), ProtocolError> {
+        self.hello = Greeting::Welcomed { fds: welcome.fds };
+        for frame in std::mem::take(&mut self.held) {
+            if !frame.fds.is_empty() && !welcome.fds {
+                return Err(ProtocolError::TooManyFds {
+                    count: frame.fds.len(),
+                    limit: 0,
+                });
+            }
+            self.wire.send(frame)?;
+        }
+        Ok(())
+    }
+}

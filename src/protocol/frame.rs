@@ -1,0 +1,315 @@
+//! One message on the wire: a twelve-byte header, a payload, and the descriptors that travel with it.
+//!
+//! Invariant: bytes from a peer are judged here first, sizes before any memory is set aside for them.
+
+use crate::limits::MAX_FDS;
+use bytes::Bytes;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Bytes in a header: kind, number of descriptors, flags, call id, payload length.
+pub(crate) const HEADER_LEN: usize = 12;
+
+/// What a frame is. The numbers are the wire's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Hello = 1,
+    Welcome = 2,
+    Denied = 3,
+    Call = 4,
+    Reply = 5,
+    Error = 6,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Result<Kind, ProtocolError> {
+        Ok(match byte {
+            1 => Kind::Hello,
+            2 => Kind::Welcome,
+            3 => Kind::Denied,
+            4 => Kind::Call,
+            5 => Kind::Reply,
+            6 => Kind::Error,
+            _ => return Err(ProtocolError::UnknownKind(byte)),
+        })
+    }
+}
+
+/// The payload begins with the type hash of its value.
+pub(crate) const HASHED: u16 = 1;
+/// A call carries a deadline.
+pub(crate) const DEADLINE: u16 = 2;
+/// The caller will send nothing after this call.
+pub(crate) const LAST: u16 = 4;
+const KNOWN_FLAGS: u16 = HASHED | DEADLINE | LAST;
+
+/// The fixed part of a frame, little-endian throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) fds: u8,
+    pub(crate) flags: u16,
+    pub(crate) id: u32,
+    pub(crate) len: u32,
+}
+
+impl Header {
+    /// Reads a header and holds it against the limits, before any byte of the payload is waited for.
+    pub(crate) fn parse(
+        bytes: &[u8; HEADER_LEN],
+        max_frame: usize,
+        max_fds: usize,
+    ) -> Result<Header, ProtocolError> {
+        let [kind, fds, f0, f1, i0, i1, i2, i3, l0, l1, l2, l3] = *bytes;
+        let header = Header {
+            kind: Kind::from_byte(kind)?,
+            fds,
+            flags: u16::from_le_bytes([f0, f1]),
+            id: u32::from_le_bytes([i0, i1, i2, i3]),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+        };
+        if header.flags & !KNOWN_FLAGS != 0 {
+            return Err(ProtocolError::UnknownFlags(header.flags));
+        }
+        if header.len as usize > max_frame {
+            return Err(ProtocolError::FrameTooLarge {
+                size: header.len as usize,
+                limit: max_frame,
+            });
+        }
+        if usize::from(fds) > max_fds {
+            return Err(ProtocolError::TooManyFds {
+                count: fds.into(),
+                limit: max_fds,
+            });
+        }
+        Ok(header)
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0] = self.kind as u8;
+        bytes[1] = self.fds;
+        bytes[2..4].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.id.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+}
+
+/// A whole frame, as received.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) payload: Bytes,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// A frame that is being written: the header's place is kept free until its length is known.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    kind: Kind,
+    flags: u16,
+    id: u32,
+    /// Header, then everything that was written byte by byte.
+    pub(crate) buf: Vec<u8>,
+    /// Large byte strings that are sent from where they are: each belongs at that place of `buf`.
+    pub(crate) pieces: Vec<(usize, Bytes)>,
+    /// Shared with the values they come from, so that sending costs no duplicate.
+    pub(crate) fds: Vec<Arc<OwnedFd>>,
+}
+
+impl Outgoing {
+    pub(crate) fn new(kind: Kind, id: u32) -> Outgoing {
+        let mut buf = Vec::with_capacity(128);
+        buf.resize(HEADER_LEN, 0);
+        Outgoing {
+            kind,
+            flags: 0,
+            id,
+            buf,
+            pieces: Vec::new(),
+            fds: Vec::new(),
+        }
+    }
+
+    /// Holds the place of a frame that is being worked on elsewhere.
+    pub(crate) fn empty() -> Outgoing {
+        Outgoing {
+            kind: Kind::Error,
+            flags: 0,
+            id: 0,
+            buf: Vec::new(),
+            pieces: Vec::new(),
+            fds: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set_flag(&mut self, flag: u16) {
+        self.flags |= flag;
+    }
+
+    pub(crate) fn clear_flag(&mut self, flag: u16) {
+        self.flags &= !flag;
+    }
+
+    pub(crate) fn payload_len(&self) -> usize {
+        self.buf.len() - HEADER_LEN
+            + self
+                .pieces
+                .iter()
+                .map(|(_, piece)| piece.len())
+                .sum::<usize>()
+    }
+
+    /// Fills the header in; what is too large for the receiver is refused here, before a byte of it leaves.
+    pub(crate) fn seal(
+        mut self,
+        max_frame: usize,
+        max_fds: usize,
+    ) -> Result<Outgoing, ProtocolError> {
+        let size = self.payload_len();
+        let limit = max_frame.min(u32::MAX as usize);
+        if size > limit {
+            return Err(ProtocolError::FrameTooLarge { size, limit });
+        }
+        let count = self.fds.len();
+        let limit = max_fds.min(MAX_FDS);
+        if count > limit {
+            return Err(ProtocolError::TooManyFds { count, limit });
+        }
+        let header = Header {
+            kind: self.kind,
+            fds: count as u8,
+            flags: self.flags,
+            id: self.id,
+            len: size as u32,
+        };
+        self.buf[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        Ok(self)
+    }
+}
+
+/// What a peer did that the protocol does not allow. It ends the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// A frame's first byte names no kind of frame.
+    #[error("unknown kind of frame: {0}")]
+    UnknownKind(u8),
+    /// A frame has flags that this version does not know.
+    #[error("unknown flags: {0:#06x}")]
+    UnknownFlags(u16),
+    /// A frame of this kind is not allowed here.
+    #[error("unexpected frame: {0}")]
+    Unexpected(&'static str),
+    /// A frame is larger than `Limits::max_frame`.
+    #[error("a message of {size} bytes exceeds max_frame, {limit} bytes")]
+    FrameTooLarge {
+        /// What was announced, in bytes.
+        size: usize,
+        /// What is allowed, in bytes.
+        limit: usize,
+    },
+    /// A frame carries more descriptors than `Limits::max_fds`.
+    #[error("a message with {count} descriptors exceeds max_fds, {limit}")]
+    TooManyFds {
+        /// What was announced.
+        count: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// A frame announces descriptors that did not come, or descriptors came that no frame announces.
+    #[error("descriptors do not match the frame that announces them")]
+    StrayFds,
+    /// The kernel could not deliver all descriptors (the receiver's descriptor table is full, most likely).
+    #[error("descriptors were lost on the way (no room in the receiver's descriptor table?)")]
+    LostFds,
+    /// A frame's payload does not have the layout of its kind.
+    #[error("malformed {0}")]
+    Malformed(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_survives_the_trip() {
+        let header = Header {
+            kind: Kind::Call,
+            fds: 3,
+            flags: HASHED | LAST,
+            id: 0x0102_0304,
+            len: 0x0a0b,
+        };
+        let bytes = header.to_bytes();
+        assert_eq!(bytes, [4, 3, 5, 0, 4, 3, 2, 1, 0x0b, 0x0a, 0, 0]);
+        assert_eq!(Header::parse(&bytes, 1 << 20, 253), Ok(header));
+    }
+
+    #[test]
+    fn a_length_at_the_limit_passes_and_one_more_does_not() {
+        let header = |len| {
+            Header {
+                kind: Kind::Reply,
+                fds: 0,
+                flags: 0,
+                id: 1,
+                len,
+            }
+            .to_bytes()
+        };
+        assert!(Header::parse(&header(1024), 1024, 253).is_ok());
+        let refused = ProtocolError::FrameTooLarge {
+            size: 1025,
+            limit: 1024,
+        };
+        assert_eq!(Header::parse(&header(1025), 1024, 253), Err(refused));
+        let huge = ProtocolError::FrameTooLarge {
+            size: u32::MAX as usize,
+            limit: 1024,
+        };
+        assert_eq!(Header::parse(&header(u32::MAX), 1024, 253), Err(huge));
+    }
+
+    #[test]
+    fn descriptors_at_the_limit_pass_and_one_more_does_not() {
+        let header = |fds| {
+            Header {
+                kind: Kind::Call,
+                fds,
+                flags: 0,
+                id: 1,
+                len: 0,
+            }
+            .to_bytes()
+        };
+        assert!(Header::parse(&header(253), 0, 253).is_ok());
+        assert_eq!(
+            Header::parse(&header(254), 0, 253),
+            Err(ProtocolError::TooManyFds {
+                count: 254,
+                limit: 253
+            })
+        );
+    }
+
+    #[test]
+    fn unknown_kinds_and_flags_are_refused() {
+        assert_eq!(
+            Header::parse(&[0; 12], 0, 0),
+            Err(ProtocolError::UnknownKind(0))
+        );
+        assert_eq!(
+            Header::parse(&[99; 12], 0, 0),
+            Err(ProtocolError::UnknownKind(99))
+        );
+        let flagged = [4, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            Header::parse(&flagged, 0, 0),
+            Err(ProtocolError::UnknownFlags(0x8000))
+        );
+    }
+}

@@ -1,0 +1,362 @@
+//! The layouts of the payloads that are not users' values: hello, welcome, denial, the head of a call, errors.
+//!
+//! Invariant: reading them allocates nothing that the payload itself does not hold.
+
+use super::frame::{DEADLINE, Frame, HASHED, Kind, LAST, Outgoing, ProtocolError};
+use crate::password::Password;
+use bytes::{Buf, Bytes};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The version of the native protocol.
+pub(crate) const VERSION: u8 = 1;
+/// The code of the one codec there is so far: serde through bincode.
+pub(crate) const BINCODE: u8 = 0;
+const MAGIC: &[u8; 4] = b"FKSV";
+const HELLO_HEAD: usize = 8;
+/// A hello, header and all, is never longer: with it ends what a stranger can make the server keep.
+pub(crate) const HELLO_MAX: usize = 128;
+
+/// In a hello: the client may send descriptors later, please allow it. In a welcome: it is allowed.
+const FDS: u8 = 1;
+/// In a hello: please welcome me at once, not with the first reply.
+const WAIT: u8 = 2;
+
+/// What the client says first.
+pub(crate) struct Hello<'a> {
+    pub(crate) version: u8,
+    pub(crate) codec: u8,
+    pub(crate) fds: bool,
+    pub(crate) wait: bool,
+    pub(crate) password: &'a [u8],
+}
+
+impl Hello<'_> {
+    pub(crate) fn write(password: &Password, fds: bool, wait: bool) -> Outgoing {
+        let mut frame = Outgoing::new(Kind::Hello, 0);
+        let flags = if fds { FDS } else { 0 } | if wait { WAIT } else { 0 };
+        frame.buf.extend_from_slice(MAGIC);
+        frame.buf.extend_from_slice(&[VERSION, BINCODE, flags, 0]);
+        frame.buf.extend_from_slice(password.as_bytes());
+        frame
+    }
+
+    pub(crate) fn read(payload: &[u8]) -> Result<Hello<'_>, ProtocolError> {
+        let (head, password) = payload
+            .split_at_checked(HELLO_HEAD)
+            .ok_or(ProtocolError::Malformed("hello"))?;
+        if &head[..4] != MAGIC {
+            return Err(ProtocolError::Malformed("hello"));
+        }
+        let (version, codec, flags) = (head[4], head[5], head[6]);
+        Ok(Hello {
+            version,
+            codec,
+            fds: flags & FDS != 0,
+            wait: flags & WAIT != 0,
+            password,
+        })
+    }
+}
+
+/// What the server says to a client that knows the password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Welcome {
+    pub(crate) fds: bool,
+}
+
+impl Welcome {
+    /// Bytes 4 to 12 will name the worker and its generation; with one process they are zero.
+    pub(crate) fn write(self) -> Outgoing {
+        let mut frame = Outgoing::new(Kind::Welcome, 0);
+        let flags = if self.fds { FDS } else { 0 };
+        frame
+            .buf
+            .extend_from_slice(&[VERSION, BINCODE, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        frame
+    }
+
+    /// Later versions may append; what this one does not know is passed over.
+    pub(crate) fn read(payload: &[u8]) -> Result<Welcome, ProtocolError> {
+        match payload {
+            [VERSION, BINCODE, flags, _, rest @ ..] if rest.len() >= 8 => Ok(Welcome {
+                fds: flags & FDS != 0,
+            }),
+            _ => Err(ProtocolError::Malformed("welcome")),
+        }
+    }
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Denied {
+    Password = 1,
+    Version = 2,
+    Codec = 3,
+    Stopping = 4,
+}
+
+impl Denied {
+    pub(crate) fn write(self) -> Outgoing {
+        let mut frame = Outgoing::new(Kind::Denied, 0);
+        frame.buf.push(self as u8);
+        frame
+    }
+
+    pub(crate) fn read(payload: &[u8]) -> Result<Denied, ProtocolError> {
+        Ok(match payload.first() {
+            Some(1) => Denied::Password,
+            Some(2) => Denied::Version,
+            Some(3) => Denied::Codec,
+            Some(4) => Denied::Stopping,
+            _ => return Err(ProtocolError::Malformed("denial")),
+        })
+    }
+}
+
+/// A call as the server receives it.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) id: u32,
+    name: Bytes,
+    /// How long the caller is going to wait, counted from its sending.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) last: bool,
+    pub(crate) value: EncodedValue,
+}
+
+/// A value as it travels: bytes, descriptors, and the hash of its types if the sender gave it.
+#[derive(Debug)]
+pub(crate) struct EncodedValue {
+    pub(crate) hash: Option<u64>,
+    pub(crate) bytes: Bytes,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Begins a call; its arguments are to be appended, and the hash put where [`HashSlot`] says.
+pub(crate) fn write_call(
+    id: u32,
+    name: &str,
+    timeout: Option<Duration>,
+    last: bool,
+) -> (Outgoing, HashSlot) {
+    let mut frame = Outgoing::new(Kind::Call, id);
+    let slot = HashSlot::reserve(&mut frame);
+    if let Some(timeout) = timeout {
+        frame.set_flag(DEADLINE);
+        // Rounded up: zero would mean that nobody waits any more.
+        let millis = timeout.as_micros().div_ceil(1000).min(u128::from(u32::MAX)) as u32;
+        frame.buf.extend_from_slice(&millis.to_le_bytes());
+    }
+    if last {
+        frame.set_flag(LAST);
+    }
+    let name = &name.as_bytes()[..name.len().min(u8::MAX.into())];
+    frame.buf.push(name.len() as u8);
+    frame.buf.extend_from_slice(name);
+    (frame, slot)
+}
+
+/// Begins a reply to the call of that id.
+pub(crate) fn write_reply(id: u32) -> (Outgoing, HashSlot) {
+    let mut frame = Outgoing::new(Kind::Reply, id);
+    let slot = HashSlot::reserve(&mut frame);
+    (frame, slot)
+}
+
+/// The place in a frame where the hash of its value goes, once the value has been written.
+#[must_use]
+pub(crate) struct HashSlot(usize);
+
+impl HashSlot {
+    fn reserve(frame: &mut Outgoing) -> HashSlot {
+        let place = frame.buf.len();
+        frame.set_flag(HASHED);
+        frame.buf.extend_from_slice(&[0; 8]);
+        HashSlot(place)
+    }
+
+    /// The value has no hash after all. Its place must be the last thing in the frame.
+    pub(crate) fn give_up(self, frame: &mut Outgoing) {
+        frame.buf.truncate(self.0);
+        frame.clear_flag(HASHED);
+    }
+
+    pub(crate) fn fill(self, frame: &mut Outgoing, hash: u64) {
+        frame.buf[self.0..self.0 + 8].copy_from_slice(&hash.to_le_bytes());
+    }
+}
+
+impl Call {
+    pub(crate) fn read(frame: Frame) -> Result<Call, ProtocolError> {
+        const MALFORMED: ProtocolError = ProtocolError::Malformed("call");
+        let Frame {
+            header,
+            mut payload,
+            fds,
+        } = frame;
+        let hash = read_hash(header.flags, &mut payload).ok_or(MALFORMED)?;
+        let timeout = match header.flags & DEADLINE {
+            0 => None,
+            _ => Some(Duration::from_millis(
+                payload.try_get_u32_le().map_err(|_| MALFORMED)?.into(),
+            )),
+        };
+        let len = payload.try_get_u8().map_err(|_| MALFORMED)?.into();
+        if payload.len() < len || std::str::from_utf8(&payload[..len]).is_err() {
+            return Err(MALFORMED);
+        }
+        let name = payload.split_to(len);
+        let value = EncodedValue {
+            hash,
+            bytes: payload,
+            fds,
+        };
+        Ok(Call {
+            id: header.id,
+            name,
+            timeout,
+            last: header.flags & LAST != 0,
+            value,
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        std::str::from_utf8(&self.name).unwrap_or_default()
+    }
+}
+
+impl EncodedValue {
+    /// A reply's payload.
+    pub(crate) fn read(frame: Frame) -> Result<EncodedValue, ProtocolError> {
+        let Frame {
+            header,
+            mut payload,
+            fds,
+        } = frame;
+        let hash =
+            read_hash(header.flags, &mut payload).ok_or(ProtocolError::Malformed("reply"))?;
+        Ok(EncodedValue {
+            hash,
+            bytes: payload,
+            fds,
+        })
+    }
+}
+
+fn read_hash(flags: u16, payload: &mut Bytes) -> Option<Option<u64>> {
+    match flags & HASHED {
+        0 => Some(None),
+        _ => payload.try_get_u64_le().ok().map(Some),
+    }
+}
+
+/// What kind of answer an error is. The numbers are the wire's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Class {
+    /// The handler said so.
+    Fault = 0,
+    /// No handler has that name. Texts: the nearest known name, if there is one.
+    UnknownName = 1,
+    /// The arguments are not of the handler's types. Texts: what is wrong.
+    TypeMismatch = 2,
+    /// The handler panicked. Texts: message, place.
+    Panicked = 3,
+    /// The server stops; the call has not been begun.
+    Stopping = 4,
+    /// The caller's time was over before the call was begun.
+    TooLate = 5,
+    /// The handler ran, but its answer cannot be sent. Texts: why.
+    BadReply = 6,
+    /// The client broke a rule of the protocol; the server hangs up. Texts: which.
+    Protocol = 7,
+}
+
+/// Any answer that is not a value.
+#[derive(Debug)]
+pub(crate) struct ErrorBody {
+    pub(crate) class: Class,
+    pub(crate) code: i32,
+    pub(crate) texts: Vec<String>,
+    pub(crate) fds: Vec<Arc<OwnedFd>>,
+}
+
+/// Texts are cut to this length, and their number is bounded, so that an error is never too large to be sent.
+const MAX_TEXT: usize = 16 << 10;
+const MAX_TEXTS: usize = 32;
+
+impl ErrorBody {
+    pub(crate) fn new(class: Class, texts: Vec<String>) -> ErrorBody {
+        ErrorBody {
+            class,
+            code: 0,
+            texts,
+            fds: Vec::new(),
+        }
+    }
+
+    pub(crate) fn write(self, id: u32) -> Outgoing {
+        let mut frame = Outgoing::new(Kind::Error, id);
+        let texts = &self.texts[..self.texts.len().min(MAX_TEXTS)];
+        frame.buf.push(self.class as u8);
+        frame.buf.extend_from_slice(&self.code.to_le_bytes());
+        frame.buf.push(texts.len() as u8);
+        for text in texts {
+            let text = cut(text).as_bytes();
+            frame
+                .buf
+                .extend_from_slice(&(text.len() as u32).to_le_bytes());
+            frame.buf.extend_from_slice(text);
+        }
+        frame.fds = self.fds;
+        frame
+    }
+
+    pub(crate) fn read(frame: Frame) -> Result<ErrorBody, ProtocolError> {
+        const MALFORMED: ProtocolError = ProtocolError::Malformed("error");
+        let Frame {
+            mut payload, fds, ..
+        } = frame;
+        let class = match payload.try_get_u8().map_err(|_| MALFORMED)? {
+            0 => Class::Fault,
+            1 => Class::UnknownName,
+            2 => Class::TypeMismatch,
+            3 => Class::Panicked,
+            4 => Class::Stopping,
+            5 => Class::TooLate,
+            6 => Class::BadReply,
+            7 => Class::Protocol,
+            _ => return Err(MALFORMED),
+        };
+        let code = payload.try_get_i32_le().map_err(|_| MALFORMED)?;
+        let count = payload.try_get_u8().map_err(|_| MALFORMED)?;
+        let mut texts = Vec::new();
+        for _ in 0..count {
+            let len = payload.try_get_u32_le().map_err(|_| MALFORMED)? as usize;
+            if payload.len() < len {
+                return Err(MALFORMED);
+            }
+            texts.push(String::from_utf8_lossy(&payload.split_to(len)).into_owned());
+        }
+        if !payload.is_empty() {
+            return Err(MALFORMED);
+        }
+        Ok(ErrorBody {
+            class,
+            code,
+            texts,
+            fds: fds.into_iter().map(Arc::new).collect(),
+        })
+    }
+}
+
+/// The longest part of `text` from its beginning that is within [`MAX_TEXT`].
+fn cut(text: &str) -> &str {
+    let end = (0..=text.len().min(MAX_TEXT))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}

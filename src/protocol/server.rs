@@ -1,0 +1,320 @@
+//! The server's side of one connection: greeting, then one call after the other.
+//!
+//! Invariant: nothing that was received is decoded, and no descriptor is accepted, before the password is right;
+//! a session is a value that any thread may go on with between two calls.
+
+use super::Step;
+use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
+use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
+use super::wire::Wire;
+use crate::limits::Limits;
+use crate::password::Password;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a server session reports.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// The password was right. With `fds` the client wants to send descriptors: allow them before going on.
+    Authenticated { fds: bool },
+    /// A call to be answered with [`ServerSession::finish`].
+    Call(Call),
+}
+
+/// Why a session is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The client has finished.
+    Finished,
+    /// Wrong password, or no hello at all.
+    Denied,
+    /// The client was too slow: to authenticate, to complete a frame, to read its replies.
+    TimedOut,
+    /// The client was silent for longer than `idle_timeout`.
+    Idle,
+    /// The server stops.
+    Stopping,
+    /// The client broke a rule.
+    Protocol(ProtocolError),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Greeting,
+    /// Between calls, or in the middle of receiving one.
+    Ready,
+    Calling {
+        id: u32,
+        last: bool,
+    },
+    /// Flush what is queued, then it is over.
+    Closing(Ending),
+}
+
+/// One connection, seen by the server.
+#[derive(Debug)]
+pub(crate) struct ServerSession {
+    password: Arc<Password>,
+    limits: Arc<Limits>,
+    pub(crate) wire: Wire,
+    state: State,
+    deadline: Option<Instant>,
+    /// What the deadline is about, so that progress there, and only there, moves it.
+    phase: Phase,
+    /// The welcome is queued and waits for the first reply to travel with.
+    holds_welcome: bool,
+    draining: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Greeting,
+    Idle,
+    Receiving,
+    Sending,
+}
+
+impl ServerSession {
+    pub(crate) fn new(password: Arc<Password>, limits: Arc<Limits>, now: Instant) -> ServerSession {
+        ServerSession {
+            wire: Wire::new(limits.max_frame, limits.max_fds),
+            deadline: now.checked_add(limits.auth_timeout),
+            phase: Phase::Greeting,
+            state: State::Greeting,
+            holds_welcome: false,
+            draining: false,
+            password,
+            limits,
+        }
+    }
+
+    /// What to do next.
+    pub(crate) fn poll(&mut self, now: Instant) -> Step<Happening> {
+        loop {
+            match self.state {
+                State::Greeting => match self.greet() {
+                    Ok(Some(fds)) => return Step::Event(Happening::Authenticated { fds }),
+                    Ok(None) if self.state == State::Greeting => return self.wait_for_hello(now),
+                    Ok(None) => {}
+                    Err(_) => self.end(Ending::Denied),
+                },
+                State::Ready => {
+                    if let Some(step) = self.serve(now) {
+                        return step;
+                    }
+                }
+                State::Calling { .. } => return Step::Receive,
+                State::Closing(_) if self.wire.queued() == 0 => return Step::Closed,
+                State::Closing(_) => return self.flush(now),
+            }
+        }
+    }
+
+    /// Descriptors may be received from now on, because the kernel was told so or never refuses them.
+    pub(crate) fn welcome(&mut self, fds: bool) {
+        self.queue(Welcome { fds }.write());
+    }
+
+    /// The answer to the call that [`ServerSession::poll`] reported last.
+    ///
+    /// # Panics
+    /// Without such a call, in debug builds.
+    pub(crate) fn finish(&mut self, answer: Outgoing) {
+        let State::Calling { id, last } = self.state else {
+            debug_assert!(false, "no call is waiting for an answer");
+            return;
+        };
+        if let Err(err) = self.wire.send(answer) {
+            let body = ErrorBody::new(Class::BadReply, vec![err.to_string()]);
+            self.queue(body.write(id));
+        }
+        self.holds_welcome = false;
+        self.state = if last {
+            State::Closing(Ending::Finished)
+        } else {
+            State::Ready
+        };
+        self.phase = Phase::Idle;
+        self.deadline = None;
+    }
+
+    /// Calls that have not been begun are refused from now on. The driver sees to it that the input ends, by
+    /// `shutdown(SHUT_RD)`: what the client has sent by then is still read, and refused.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// When the session wants to be polled again even if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether descriptors may be received: never before the password was right.
+    pub(crate) fn accepts_fds(&self) -> bool {
+        self.state != State::Greeting
+    }
+
+    /// Why the session is over, once it is.
+    #[cfg(test)]
+    pub(crate) fn ending(&self) -> Option<&Ending> {
+        match &self.state {
+            State::Closing(ending) => Some(ending),
+            _ => None,
+        }
+    }
+
+    /// The connection broke, or a rule was broken that only the driver could see.
+    pub(crate) fn fail(&mut self, error: ProtocolError) {
+        self.end(Ending::Protocol(error));
+    }
+
+    /// Reads the hello. `Some(fds)`: the password is right.
+    fn greet(&mut self) -> Result<Option<bool>, ProtocolError> {
+        if self.draining {
+            self.deny(Denied::Stopping, Ending::Stopping);
+            return Ok(None);
+        }
+        let unread = self.wire.unread();
+        match unread.first() {
+            Some(&kind) if kind != Kind::Hello as u8 => {
+                return Err(ProtocolError::Unexpected("no hello"));
+            }
+            _ => {}
+        }
+        let Some(bytes) = unread.first_chunk() else {
+            return Ok(None);
+        };
+        let header = Header::parse(bytes, HELLO_MAX - HEADER_LEN, 0)?;
+        if unread.len() < HEADER_LEN + header.len as usize {
+            return Ok(None);
+        }
+        let frame = self
+            .wire
+            .next_frame()?
+            .ok_or(ProtocolError::Malformed("hello"))?;
+        let hello = Hello::read(&frame.payload)?;
+        if !self.password.matches(hello.password) {
+            self.deny(Denied::Password, Ending::Denied);
+        } else if hello.version != VERSION {
+            self.deny(Denied::Version, Ending::Denied);
+        } else if hello.codec != BINCODE {
+            self.deny(Denied::Codec, Ending::Denied);
+        } else {
+            self.state = State::Ready;
+            self.holds_welcome = !hello.wait;
+            self.phase = Phase::Idle;
+            self.deadline = None;
+            return Ok(Some(hello.fds));
+        }
+        Ok(None)
+    }
+
+    fn wait_for_hello(&mut self, now: Instant) -> Step<Happening> {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.end(Ending::TimedOut);
+            return Step::Closed;
+        }
+        if self.wire.is_at_end() {
+            self.end(Ending::Denied);
+            return Step::Closed;
+        }
+        Step::Receive
+    }
+
+    /// One turn of the state `Ready`. `None`: the state has changed, look again.
+    fn serve(&mut self, now: Instant) -> Option<Step<Happening>> {
+        if self.wire.queued() > 0 && !self.holds_welcome {
+            return Some(self.flush(now));
+        }
+        match self.next_call() {
+            Ok(Some(call)) if self.draining => {
+                self.queue(ErrorBody::new(Class::Stopping, vec![]).write(call.id))
+            }
+            Ok(Some(call)) => {
+                self.state = State::Calling {
+                    id: call.id,
+                    last: call.last,
+                };
+                self.deadline = None;
+                return Some(Step::Event(Happening::Call(call)));
+            }
+            Ok(None) if self.wire.is_at_end() => self.end(if self.draining {
+                Ending::Stopping
+            } else {
+                Ending::Finished
+            }),
+            Ok(None) => return self.wait_for_call(now),
+            Err(err) => {
+                let body = ErrorBody::new(Class::Protocol, vec![err.to_string()]);
+                self.queue(body.write(0));
+                self.end(Ending::Protocol(err));
+            }
+        }
+        None
+    }
+
+    fn next_call(&mut self) -> Result<Option<Call>, ProtocolError> {
+        match self.wire.next_frame()? {
+            Some(frame) if frame.header.kind == Kind::Call => Call::read(frame).map(Some),
+            Some(_) => Err(ProtocolError::Unexpected("a client sends calls only")),
+            None => Ok(None),
+        }
+    }
+
+    fn wait_for_call(&mut self, now: Instant) -> Option<Step<Happening>> {
+        let (phase, limit, ending) = match self.wire.has_unread() {
+            true => (
+                Phase::Receiving,
+                Some(self.limits.frame_timeout),
+                Ending::TimedOut,
+            ),
+            false => (Phase::Idle, self.limits.idle_timeout, Ending::Idle),
+        };
+        self.enter(phase, limit, now);
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.end(ending);
+            return None;
+        }
+        Some(Step::Receive)
+    }
+
+    fn flush(&mut self, now: Instant) -> Step<Happening> {
+        self.enter(Phase::Sending, Some(self.limits.write_timeout), now);
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.state = State::Closing(Ending::TimedOut);
+            return Step::Closed;
+        }
+        Step::Transmit
+    }
+
+    /// Output made progress: the write timeout begins anew.
+    pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
+        self.wire.transmitted(len);
+        if self.phase == Phase::Sending {
+            self.deadline = now.checked_add(self.limits.write_timeout);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, limit: Option<std::time::Duration>, now: Instant) {
+        if self.phase != phase || self.deadline.is_none() {
+            self.phase = phase;
+            self.deadline = limit.and_then(|limit| now.checked_add(limit));
+        }
+    }
+
+    fn deny(&mut self, denied: Denied, ending: Ending) {
+        self.queue(denied.write());
+        self.end(ending);
+    }
+
+    fn end(&mut self, ending: Ending) {
+        self.state = State::Closing(ending);
+    }
+
+    /// Queues a frame of our own making, which is small: it can exceed no limit that lets calls through.
+    fn queue(&mut self, frame: Outgoing) {
+        if let Err(err) = self.wire.send(frame) {
+            self.end(Ending::Protocol(err));
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! A server's definition: what it answers, how it lives, what it becomes.
+//!
+//! Invariant: a definition is a value that nothing changes; each start makes a new server from it. One that runs
+//! is another type, [`ServerHandle`].
+
+mod serve;
+mod setup;
+
+use crate::address::Identity;
+use crate::child::Child;
+use crate::context::{Context, Control};
+use crate::control::Report;
+use crate::error::Context as _;
+use crate::exit::Exit;
+use crate::listener::{Footprint, Listener};
+use crate::service::{Raw, Service};
+use crate::sys::{fdtable, process};
+use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a thread that has just been joined may take to be gone.
+const THREAD_PATIENCE: Duration = Duration::from_millis(20);
+/// Signals that cannot be handled, and why.
+const FORBIDDEN: [(Signal, &str); 7] = [
+    (Signal::SIGKILL, "the kernel does not allow it"),
+    (Signal::SIGSTOP, "the kernel does not allow it"),
+    (Signal::SIGILL, "it means that the process is broken"),
+    (Signal::SIGFPE, "it means that the process is broken"),
+    (Signal::SIGSEGV, "it means that the process is broken"),
+    (Signal::SIGBUS, "it means that the process is broken"),
+    (Signal::SIGIO, "it is the dead-man switch"),
+];
+
+type Hook<R> = Arc<dyn Fn(&Control) -> R + Send + Sync>;
+type StateBox = Box<dyn Any + Send + Sync>;
+
+/// The definition of a server. [`Server::start`] forks a process that is one.
+///
+/// ```no_run
+/// use forkserver::Server;
+///
+/// fn main() -> forkserver::Result<()> {
+///     let server = Server::new()
+///         .handle("hello", |_, (first, last): (String, String)| Ok(format!("Hello {first} {last}")))
+///         .start()?;
+///     let mut client = server.connect()?;
+///     let reply: String = client.call("hello", &("Joe", "Dalton"))?;
+///     assert_eq!(reply, "Hello Joe Dalton");
+///     server.stop()?;
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone)]
+#[must_use = "a definition does nothing until it is started"]
+pub struct Server {
+    service: Service,
+    listener: Listener,
+    limits: Arc<Limits>,
+    before_fork: Vec<Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>>,
+    initialize: Vec<Hook<Result<StateBox, Fault>>>,
+    finalize: Vec<Hook<()>>,
+    signals: Vec<(Signal, Hook<()>)>,
+    become_user: Option<(u32, u32)>,
+    directory: Option<PathBuf>,
+    umask: Option<u32>,
+    keep: Vec<RawFd>,
+    process_name: Option<String>,
+    own_group: bool,
+    grace: Duration,
+    start_timeout: Duration,
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            service: Service::default(),
+            listener: Listener::private(),
+            limits: Arc::default(),
+            before_fork: Vec::new(),
+            initialize: Vec::new(),
+            finalize: Vec::new(),
+            signals: Vec::new(),
+            become_user: None,
+            directory: None,
+            umask: None,
+            keep: Vec::new(),
+            process_name: None,
+            own_group: true,
+            grace: Duration::from_secs(4),
+            start_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What it answers.
+impl Server {
+    /// A server without handlers, with a private listener and default limits.
+    pub fn new() -> Server {
+        Server::default()
+    }
+
+    /// Answers calls of `name`, of 255 bytes at most.
+    ///
+    /// Handlers run at the same time in several threads, for different clients. A panic is the caller's
+    /// [`CallError::Panicked`](crate::CallError::Panicked), and nothing else.
+    pub fn handle<A, R>(
+        mut self,
+        name: impl Into<String>,
+        handler: impl Fn(&mut Context, A) -> Result<R, Fault> + Send + Sync + 'static,
+    ) -> Server
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        self.service.add(name.into(), handler);
+        self
+    }
+
+    /// Answers calls of any name that has no handler.
+    pub fn fallback(
+        mut self,
+        handler: impl Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync + 'static,
+    ) -> Server {
+        self.service.set_fallback(Arc::new(handler));
+        self
+    }
+
+    /// Runs `handler` in the server, in normal context on its control thread, soon after `signal` has come. With
+    /// a handler, INT and TERM do not stop the server any more; the handler may.
+    ///
+    /// KILL, STOP, ILL, FPE, SEGV, BUS and IO cannot be handled: a start error.
+    pub fn handle_signal(
+        mut self,
+        signal: Signal,
+        handler: impl Fn(&Control) + Send + Sync + 'static,
+    ) -> Server {
+        self.signals.push((signal, Arc::new(handler)));
+        self
+    }
+}
+
+/// How it lives. Hooks of a kind run in the order in which they were given.
+impl Server {
+    /// Runs in the owner, before anything of the server exists. An error is the start's.
+    pub fn before_fork(
+        mut self,
+        hook: impl Fn() -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Server {
+        self.before_fork.push(Arc::new(hook));
+        self
+    }
+
+    /// Runs in the server before any client can connect. Handlers find the value that it returns as
+    /// [`Context::state`]. An error fails the start, with its text.
+    pub fn initialize<T: Any + Send + Sync>(
+        mut self,
+        hook: impl Fn(&Control) -> Result<T, Fault> + Send + Sync + 'static,
+    ) -> Server {
+        self.initialize.push(Arc::new(move |control| {
+            Ok(Box::new(hook(control)?) as StateBox)
+        }));
+        self
+    }
+
+    /// Runs in the server after the last call was answered. Not after `kill -9`, nor when the grace is over.
+    pub fn finalize(mut self, hook: impl Fn(&Control) + Send + Sync + 'static) -> Server {
+        self.finalize.push(Arc::new(hook));
+        self
+    }
+
+    /// How long calls in progress may go on after the last owner has gone, or a signal has come. Default 4 s.
+    /// Whatever still runs then is killed.
+    pub fn grace(mut self, grace: Duration) -> Server {
+        self.grace = grace;
+        self
+    }
+
+    /// How long the server may take to be ready. Default 30 s.
+    pub fn start_timeout(mut self, timeout: Duration) -> Server {
+        self.start_timeout = timeout;
+        self
+    }
+}
+
+/// How it serves.
+impl Server {
+    /// Where it listens, instead of the default: a private socket. The last one given counts.
+    pub fn listen(mut self, listener: Listener) -> Server {
+        self.listener = listener;
+        self
+    }
+
+    /// How much clients may take.
+    pub fn limits(mut self, limits: Limits) -> Server {
+        self.limits = Arc::new(limits);
+        self
+    }
+}
+
+/// What its process becomes. `Server::run` changes nothing of this, because its process is the caller's.
+impl Server {
+    /// Gives up all rights but those of this user and group, for good, before `initialize`. Supplementary groups
+    /// go as well.
+    pub fn user(mut self, uid: u32, gid: u32) -> Server {
+        self.become_user = Some((uid, gid));
+        self
+    }
+
+    /// Its working directory. Default: the owner's.
+    pub fn chdir(mut self, directory: impl Into<PathBuf>) -> Server {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Its umask. Default: the owner's.
+    pub fn umask(mut self, mode: u32) -> Server {
+        self.umask = Some(mode);
+        self
+    }
+
+    /// A descriptor of the owner that it keeps, under the same number. All others but 0, 1 and 2 are replaced by
+    /// ones that refuse every use: the objects that own them may be dropped in the server, but not used.
+    pub fn keep_fd(mut self, fd: &impl AsFd) -> Server {
+        self.keep.push(fd.as_fd().as_raw_fd());
+        self
+    }
+
+    /// The name that `ps -o comm` and `top` show, cut to 15 bytes. Default: the owner's.
+    pub fn process_name(mut self, name: impl Into<String>) -> Server {
+        self.process_name = Some(name.into());
+        self
+    }
+
+    /// Whether it leaves the owner's process group, so that Ctrl-C reaches the owner alone. Default: yes.
+    pub fn own_process_group(mut self, own: bool) -> Server {
+        self.own_group = own;
+        self
+    }
+}
+
+/// Go.
+impl Server {
+    /// Forks a server, and returns when clients can connect.
+    ///
+    /// # Errors
+    /// This process has more than one thread; the definition is wrong; a hook failed; the system refused
+    /// something; the server was not ready in time. Nothing is left of the server then.
+    pub fn start(&self) -> Result<ServerHandle, StartError> {
+        match process::other_threads(THREAD_PATIENCE) {
+            Some(threads) => Err(StartError::MultiThreaded { threads }),
+            None => self.fork(),
+        }
+    }
+
+    /// Forks a server whatever threads this process has.
+    ///
+    /// # Safety
+    /// No other thread may hold a lock, at any time during this call, that handlers or hooks of the server will
+    /// want: of standard output, of the environment, of any `Mutex` they reach. They would wait for ever.
+    ///
+    /// # Errors
+    /// As [`Server::start`], but for the threads.
+    #[expect(
+        unsafe_code,
+        reason = "the caller must promise something; the operation itself is in `sys`"
+    )]
+    pub unsafe fn start_unchecked(&self) -> Result<ServerHandle, StartError> {
+        self.fork()
+    }
+
+    /// Serves in this process, until a handler or hook calls [`Control::stop`] or INT or TERM comes. Signals are
+    /// then as they were.
+    ///
+    /// # Errors
+    /// As [`Server::start`], but any number of threads is fine.
+    pub fn run(&self) -> Result<Exit, StartError> {
+        self.check()?;
+        let (bound, _) = self.listener.bind()?;
+        setup::run_here(self, bound)
+    }
+
+    fn fork(&self) -> Result<ServerHandle, StartError> {
+        self.check()?;
+        for hook in &self.before_fork {
+            hook().map_err(|fault| StartError::Hook {
+                hook: "before_fork".into(),
+                message: fault.text(),
+            })?;
+        }
+        let listener = match self.become_user {
+            Some((uid, gid)) => self.listener.clone().or_for_user(uid, gid),
+            None => self.listener.clone(),
+        };
+        let standard = fdtable::occupy_standard().start("open /dev/null")?;
+        let (bound, footprint) = listener.bind()?;
+        let (path, password) = (bound.path.clone(), (*bound.password).clone());
+        let child = Child::spawn(|ties| setup::serve_as_child(self, bound, ties));
+        drop(standard);
+        let child = child
+            .start("fork")
+            .inspect_err(|_| clean_up(footprint.as_ref()))?;
+        let (uid, _) = self.become_user.unwrap_or_else(process::effective_ids);
+        let identity = Identity {
+            pid: child.pid,
+            uid,
+            inode: child.identity(),
+        };
+        match self.wait_until_ready(&child) {
+            Ok(()) => Ok(ServerHandle::new(
+                child,
+                Address {
+                    path,
+                    password,
+                    identity,
+                },
+                footprint,
+                self.grace,
+            )),
+            Err(err) => {
+                // The error is what the caller should know; a child that cannot be killed has its lifeline's end.
+                let _ = child.kill(self.grace);
+                clean_up(footprint.as_ref());
+                Err(err)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        if let Some(name) = self.service.duplicate() {
+            return Err(StartError::DuplicateHandler { name: name.into() });
+        }
+        if let Some(name) = self.service.too_long() {
+            return Err(StartError::NameTooLong { name: name.into() });
+        }
+        for (signal, _) in &self.signals {
+            if let Some((_, reason)) = FORBIDDEN.iter().find(|(forbidden, _)| forbidden == signal) {
+                return Err(StartError::ForbiddenSignal {
+                    signal: *signal,
+                    reason,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn handled_signals(&self) -> Vec<i32> {
+        self.signals
+            .iter()
+            .map(|(signal, _)| *signal as i32)
+            .collect()
+    }
+
+    fn wait_until_ready(&self, child: &Child) -> Result<(), StartError> {
+        let deadline = Instant::now() + self.start_timeout;
+        match child.control.receive(Some(deadline)) {
+            Ok(Some(Report::Ready)) => Ok(()),
+            Ok(Some(Report::Failed(failure))) => Err(failure.into()),
+            Err(err) if err.kind() == io::ErrorKind::TimedOut => {
+                Err(StartError::TimedOut(self.start_timeout))
+            }
+            Ok(None) | Err(_) => {
+                let exit = child
+                    .wait(Some(deadline))
+                    .start("wait for the server that failed to start")?;
+                Err(StartError::Died(exit.unwrap_or(Exit::Unknown)))
+            }
+        }
+    }
+}
+
+fn clean_up(footprint: Option<&Footprint>) {
+    if let Some(footprint) = footprint {
+        footprint.remove();
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("listener", &self.listener)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,128 @@
+//! A server's control thread: orders, the lifeline, signals, and the one way to the end.
+//!
+//! Invariant: it runs no handler of a call and reads no client's byte, so that nothing a client does delays it.
+//! Whatever the reason for the end, the drain is the same.
+
+use super::Server;
+use crate::child::Ties;
+use crate::control::Order;
+use crate::engine::Site;
+use crate::engine::threaded::Threaded;
+use crate::panics;
+use crate::sys::poll;
+use crate::sys::signal::Signals;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A server that clients can connect to.
+pub(super) struct Serving {
+    pub(super) site: Arc<Site>,
+    pub(super) engine: Threaded,
+    pub(super) signals: Signals,
+}
+
+/// Why a server stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// An owner said so. It waits, and kills when it has waited long enough.
+    Ordered,
+    /// A handler or hook said so.
+    Asked,
+    /// The last owner is gone.
+    Orphaned,
+    /// INT or TERM came.
+    Signal(i32),
+}
+
+/// Serves until there is a reason to stop, and stops. `false`: some calls had not finished within the grace.
+pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) -> (Ending, bool) {
+    let ending = wait_for_end(server, &serving, ties.as_ref());
+    let Serving {
+        site,
+        engine,
+        signals,
+    } = serving;
+    site.control.set_stopping();
+    // First of all, so that nothing is left behind even if we are killed on the way.
+    site.listener.remove_file();
+    let deadline = match ending {
+        Ending::Ordered => None,
+        _ => Instant::now().checked_add(server.grace),
+    };
+    let finished = engine.drain(deadline);
+    if finished {
+        for hook in &server.finalize {
+            // There is nobody left to be told of a panic.
+            let _ = panics::catch(|| hook(&site.control));
+        }
+    }
+    drop(signals);
+    (ending, finished)
+}
+
+fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Ending {
+    let Serving {
+        site,
+        engine,
+        signals,
+    } = serving;
+    let mut control = ties.map(|ties| &ties.control);
+    loop {
+        let lifeline = ties.map(Ties::lifeline);
+        let orders = control.map(AsFd::as_fd);
+        let waited = [
+            lifeline,
+            orders,
+            Some(signals.as_fd()),
+            Some(site.control.waker().as_fd()),
+        ];
+        // A poll that fails would fail for ever: no memory, or a descriptor that somebody closed under us.
+        let Ok([orphaned, ordered, signaled, woken]) = poll::readable(waited, None) else {
+            return Ending::Asked;
+        };
+        if orphaned {
+            return Ending::Orphaned;
+        }
+        if let (true, Some(line)) = (ordered, control) {
+            match line.receive(Some(Instant::now())) {
+                Ok(Some(Order::Stop)) => return Ending::Ordered,
+                Ok(Some(Order::Serve(socket))) => {
+                    // If it cannot be served the client sees it closed.
+                    let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
+                }
+                // The owner has released us, or talks nonsense: the lifeline tells the rest.
+                Ok(None) | Err(_) => control = None,
+            }
+        }
+        if woken {
+            site.control.waker().clear();
+            if site.control.stop_is_wanted() {
+                return Ending::Asked;
+            }
+        }
+        if let (true, Some(ending)) = (signaled, handle_signals(server, site, signals)) {
+            return ending;
+        }
+    }
+}
+
+/// Runs the handlers of the signals that have come. INT and TERM end the server if they have none.
+fn handle_signals(server: &Server, site: &Site, signals: &Signals) -> Option<Ending> {
+    for number in signals.pending() {
+        let handlers = server
+            .signals
+            .iter()
+            .filter(|(signal, _)| *signal as i32 == number);
+        let mut handled = false;
+        for (_, handler) in handlers {
+            // A handler that panics has nobody to tell, and must not end the server.
+            let _ = panics::catch(|| handler(&site.control));
+            handled = true;
+        }
+        if !handled {
+            return Some(Ending::Signal(number));
+        }
+    }
+    None
+}

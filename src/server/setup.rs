@@ -1,0 +1,168 @@
+//! From a forked copy of the owner to a server: everything that a fork leaves behind, in one list.
+//!
+//! Invariant: no line of the user's runs in the child before the owner's signals, descriptors and rights are gone
+//! and the dead-man switch is armed; no client can connect before `initialize` is through.
+
+use super::Server;
+use super::serve::{self, Ending, Serving};
+use crate::address::Identity;
+use crate::child::Ties;
+use crate::context::{Control, States};
+use crate::control::{Failure, Report};
+use crate::engine::Site;
+use crate::engine::threaded::Threaded;
+use crate::exit::Exit;
+use crate::listener::Bound;
+use crate::panics::{self, Panicked};
+use crate::password;
+use crate::sys::signal::{self, Signals};
+use crate::sys::{deadman, fdtable, process};
+use crate::{Address, StartError};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+/// The body of a forked server.
+pub(super) fn serve_as_child(server: &Server, bound: Bound, ties: Ties) -> i32 {
+    let serving = match become_server(server, &bound, &ties)
+        .and_then(|signals| prepare(server, bound, signals))
+    {
+        Ok(serving) => serving,
+        Err(failure) => {
+            // An owner that is gone needs no report.
+            let _ = ties.control.send(&Report::Failed(failure));
+            return 1;
+        }
+    };
+    // As above: the lifeline tells.
+    let _ = ties.control.send(&Report::Ready);
+    match serve::until_told(server, serving, Some(ties)) {
+        (Ending::Signal(signal), _) => {
+            process::flush_standard_output(128 + signal);
+            signal::die_of(signal)
+        }
+        (_, finished) => i32::from(!finished),
+    }
+}
+
+/// Serves in a process that is the caller's.
+pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError> {
+    let signals = at("signals", Signals::share(&server.handled_signals()));
+    let serving = signals
+        .and_then(|signals| prepare(server, bound, signals))
+        .map_err(StartError::from)?;
+    Ok(match serve::until_told(server, serving, None) {
+        (Ending::Signal(signal), _) => Exit::Signal(signal),
+        (_, finished) => Exit::Code(i32::from(!finished)),
+    })
+}
+
+/// What a forked copy of the owner does to be its own process, in this order.
+fn become_server(server: &Server, bound: &Bound, ties: &Ties) -> Result<Signals, Failure> {
+    signal::reset_all();
+    let signals = at("signals", Signals::take_over(&server.handled_signals()))?;
+    at("signals", signal::clear_mask())?;
+    if server.own_group {
+        at("process group", process::own_group())?;
+    }
+    let keep = [
+        &ties.descriptors()[..],
+        &signals.descriptors(),
+        &server.keep,
+    ]
+    .concat();
+    let keep: Vec<RawFd> = keep.into_iter().chain(bound.descriptors()).collect();
+    at("descriptors", fdtable::poison_except(&keep))?;
+    at(
+        "dead-man switch",
+        deadman::arm(ties.lifeline(), server.grace),
+    )?;
+    password::reseed_after_fork();
+    if let Some(name) = &server.process_name {
+        at("process name", process::set_name(name))?;
+    }
+    if let Some((uid, gid)) = server.become_user {
+        at("user", process::become_user(uid, gid))?;
+    }
+    if let Some(directory) = &server.directory {
+        at("directory", process::change_directory(directory))?;
+    }
+    if let Some(mode) = server.umask {
+        process::set_umask(mode);
+    }
+    Ok(signals)
+}
+
+/// Runs the `initialize` hooks, and then lets clients in. If that fails, the socket's file is gone.
+fn prepare(server: &Server, bound: Bound, signals: Signals) -> Result<Serving, Failure> {
+    let control = initialize(server, &bound).inspect_err(|_| bound.remove_file())?;
+    at("listen", bound.listen()).inspect_err(|_| bound.remove_file())?;
+    let limits = Arc::clone(&server.limits);
+    let site = Arc::new(Site {
+        service: server.service.clone(),
+        limits,
+        control,
+        listener: bound,
+    });
+    let engine = at("threads", Threaded::start(Arc::clone(&site)))
+        .inspect_err(|_| site.listener.remove_file())?;
+    Ok(Serving {
+        site,
+        engine,
+        signals,
+    })
+}
+
+fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
+    let (uid, _) = process::effective_ids();
+    let identity = Identity {
+        pid: std::process::id(),
+        uid,
+        inode: process::own_identity(),
+    };
+    let address = Address {
+        path: bound.path.clone(),
+        password: (*bound.password).clone(),
+        identity,
+    };
+    let control = at("control", Control::new(address))?;
+    let mut states = States::default();
+    for hook in &server.initialize {
+        match panics::catch(|| hook(&control)) {
+            Ok(Ok(state)) => states.insert(state),
+            Ok(Err(fault)) => return Err(Failure::new("initialize", fault.text(), true)),
+            Err(Panicked { message, location }) => {
+                return Err(Failure::new(
+                    "initialize",
+                    format!("panicked at {location}: {message}"),
+                    true,
+                ));
+            }
+        }
+    }
+    control.set_states(states);
+    Ok(control)
+}
+
+fn at<T>(stage: &str, result: std::io::Result<T>) -> Result<T, Failure> {
+    result.map_err(|err| Failure::new(stage, err, false))
+}
+
+impl From<Failure> for StartError {
+    fn from(failure: Failure) -> StartError {
+        match failure {
+            Failure {
+                stage,
+                message,
+                in_hook: true,
+            } => StartError::Hook {
+                hook: stage,
+                message,
+            },
+            Failure {
+                stage,
+                message,
+                in_hook: false,
+            } => StartError::Child { stage, message },
+        }
+    }
+}

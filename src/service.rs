@@ -1,0 +1,238 @@
+//! What a server does: message names and their handlers.
+//!
+//! Invariant: whatever a handler does, and whatever it is called with, each call has exactly one answer; the
+//! session never sees a panic.
+
+use crate::context::Context;
+use crate::fault::Fault;
+use crate::limits::Limits;
+use crate::panics::{self, Panicked};
+use crate::protocol::codec;
+use crate::protocol::frame::Outgoing;
+use crate::protocol::message::{Call, Class, EncodedValue, ErrorBody, write_reply};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The longest name that a call can carry.
+pub(crate) const MAX_NAME: usize = 255;
+
+/// An argument or a result as it travels, for a [`fallback`](crate::Server::fallback) that passes it on or decodes
+/// it itself.
+#[derive(Debug)]
+pub struct Raw {
+    value: RawValue,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+enum RawValue {
+    Received(EncodedValue),
+    Written {
+        frame: Outgoing,
+        start: usize,
+        hash: u64,
+    },
+}
+
+impl Raw {
+    /// Encodes a value.
+    ///
+    /// # Errors
+    /// It has a form that cannot be sent.
+    pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Raw, Fault> {
+        let limits = Limits::default();
+        let (mut frame, _) = write_reply(0);
+        let start = frame.buf.len();
+        let hash = codec::encode(value, &mut frame, &limits).map_err(Fault::new)?;
+        Ok(Raw {
+            value: RawValue::Written { frame, start, hash },
+            limits,
+        })
+    }
+
+    /// Decodes the value.
+    ///
+    /// # Errors
+    /// It is not a `T`.
+    pub fn decode<T: DeserializeOwned>(self) -> Result<T, Fault> {
+        match self.value {
+            RawValue::Received(value) => codec::decode(value, &self.limits).map_err(Fault::new),
+            RawValue::Written { .. } => Err(Fault::new("only a received value can be decoded")),
+        }
+    }
+
+    fn received(value: EncodedValue, limits: Limits) -> Raw {
+        Raw {
+            value: RawValue::Received(value),
+            limits,
+        }
+    }
+
+    /// The reply to call `id` that carries the value on.
+    fn into_reply(self, id: u32) -> Outgoing {
+        let (mut reply, slot) = write_reply(id);
+        match self.value {
+            RawValue::Received(value) => {
+                match value.hash {
+                    Some(hash) => slot.fill(&mut reply, hash),
+                    None => slot.give_up(&mut reply),
+                }
+                let place = reply.buf.len();
+                reply.pieces.push((place, value.bytes));
+                reply.fds = value.fds.into_iter().map(Arc::new).collect();
+            }
+            RawValue::Written { frame, start, hash } => {
+                slot.fill(&mut reply, hash);
+                let shift = reply.buf.len();
+                reply.buf.extend_from_slice(&frame.buf[start..]);
+                reply.pieces = frame
+                    .pieces
+                    .into_iter()
+                    .map(|(at, piece)| (at - start + shift, piece))
+                    .collect();
+                reply.fds = frame.fds;
+            }
+        }
+        reply
+    }
+}
+
+/// Why a call has no result, before it is put into words for the caller.
+enum Failure {
+    Mismatch(String),
+    Fault(Fault),
+    BadReply(String),
+}
+
+type Handler =
+    dyn Fn(&mut Context, u32, EncodedValue, &Limits) -> Result<Outgoing, Failure> + Send + Sync;
+type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
+
+/// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
+#[derive(Clone, Default)]
+pub(crate) struct Service {
+    handlers: HashMap<Arc<str>, Arc<Handler>>,
+    fallback: Option<Arc<Fallback>>,
+    /// The first name that was given twice.
+    duplicate: Option<String>,
+}
+
+impl Service {
+    pub(crate) fn add<A, R>(
+        &mut self,
+        name: String,
+        handler: impl Fn(&mut Context, A) -> Result<R, Fault> + Send + Sync + 'static,
+    ) where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        let erased = move |context: &mut Context, id: u32, value: EncodedValue, limits: &Limits| {
+            let args = codec::decode(value, limits).map_err(|reason| {
+                Failure::Mismatch(format!(
+                    "{reason} (the handler takes {})",
+                    std::any::type_name::<A>()
+                ))
+            })?;
+            let result = handler(context, args).map_err(Failure::Fault)?;
+            let (mut reply, slot) = write_reply(id);
+            let hash = codec::encode(&result, &mut reply, limits).map_err(Failure::BadReply)?;
+            slot.fill(&mut reply, hash);
+            Ok(reply)
+        };
+        if self
+            .handlers
+            .insert(name.as_str().into(), Arc::new(erased))
+            .is_some()
+        {
+            self.duplicate.get_or_insert(name);
+        }
+    }
+
+    pub(crate) fn set_fallback(&mut self, fallback: Arc<Fallback>) {
+        self.fallback = Some(fallback);
+    }
+
+    pub(crate) fn duplicate(&self) -> Option<&str> {
+        self.duplicate.as_deref()
+    }
+
+    pub(crate) fn too_long(&self) -> Option<&str> {
+        self.handlers
+            .keys()
+            .find(|name| name.len() > MAX_NAME)
+            .map(|name| &**name)
+    }
+
+    /// Answers a call.
+    pub(crate) fn answer(&self, context: &mut Context, call: Call, limits: &Limits) -> Outgoing {
+        let id = call.id;
+        match panics::catch(|| self.dispatch(context, call, limits)) {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(body)) => body.write(id),
+            Err(Panicked { message, location }) => {
+                ErrorBody::new(Class::Panicked, vec![message, location]).write(id)
+            }
+        }
+    }
+
+    fn dispatch(
+        &self,
+        context: &mut Context,
+        call: Call,
+        limits: &Limits,
+    ) -> Result<Outgoing, ErrorBody> {
+        if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(ErrorBody::new(Class::TooLate, Vec::new()));
+        }
+        if let Some(handler) = self.handlers.get(call.name()) {
+            return handler(context, call.id, call.value, limits).map_err(ErrorBody::from);
+        }
+        let Some(fallback) = &self.fallback else {
+            return Err(ErrorBody::new(
+                Class::UnknownName,
+                self.nearest(call.name()).into_iter().collect(),
+            ));
+        };
+        let (id, name) = (call.id, call.name().to_owned());
+        let raw = Raw::received(call.value, limits.clone());
+        let result = fallback(context, &name, raw)
+            .map_err(|fault| ErrorBody::from(Failure::Fault(fault)))?;
+        Ok(result.into_reply(id))
+    }
+
+    /// The known name that is most like `name`, if one is like it at all.
+    fn nearest(&self, name: &str) -> Option<String> {
+        const ALIKE: f64 = 0.6;
+        let alike = |known: &Arc<str>| {
+            (
+                strsim::normalized_damerau_levenshtein(name, known),
+                Arc::clone(known),
+            )
+        };
+        let nearest = self
+            .handlers
+            .keys()
+            .map(alike)
+            .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        nearest
+            .filter(|(likeness, _)| *likeness >= ALIKE)
+            .map(|(_, known)| known.to_string())
+    }
+}
+
+impl From<Failure> for ErrorBody {
+    fn from(failure: Failure) -> ErrorBody {
+        match failure {
+            Failure::Mismatch(reason) => ErrorBody::new(Class::TypeMismatch, vec![reason]),
+            Failure::BadReply(reason) => ErrorBody::new(Class::BadReply, vec![reason]),
+            Failure::Fault(fault) => ErrorBody {
+                class: Class::Fault,
+                code: fault.code,
+                texts: fault.texts,
+                fds: fault.fds.iter().map(crate::Fd::share).collect(),
+            },
+        }
+    }
+}
