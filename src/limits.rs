@@ -30,10 +30,11 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// How deep values may be nested. Default 64.
     pub max_depth: usize,
-    /// How many elements (of sequences, maps, tuples and structs) one message may hold. Default 1 000 000.
+    /// How many elements of sequences and maps one message may hold. Default 1 000 000. A byte string that is
+    /// sent as [`Bytes`](crate::Bytes) has none.
     pub max_elements: usize,
-    /// How much memory one decoded message may take, as far as element sizes tell. Default 128 MiB,
-    /// eight times the frame limit.
+    /// How much memory one decoded message may take, as far as the sizes of its parts tell. Default 128 MiB. A
+    /// message that takes more than 8 MiB may furthermore not take more than twelve times its own size.
     pub max_memory: usize,
 }
 

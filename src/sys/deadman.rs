@@ -35,8 +35,8 @@ pub(crate) fn arm(lifeline: BorrowedFd<'_>, grace: Duration) -> io::Result<()> {
     let fd = lifeline.as_raw_fd();
     // SAFETY: fcntl with an integer argument on an open descriptor.
     check(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGIO) })?;
-    // SAFETY: as above; the pid is our own.
-    check(unsafe { libc::fcntl(fd, libc::F_SETOWN, libc::getpid()) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd, libc::F_SETOWN, nix::unistd::getpid().as_raw()) })?;
     // SAFETY: as above.
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) })?;
     // An owner that went before the switch was armed sends no signal any more.

@@ -86,7 +86,7 @@ fn installed(message: &libc::msghdr) -> Vec<OwnedFd> {
             // SAFETY: the header is valid, and its data follows.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             let offset = data as usize - header as usize;
-            let count = (control.cmsg_len as usize).saturating_sub(offset) / size_of::<RawFd>();
+            let count = control.cmsg_len.saturating_sub(offset) / size_of::<RawFd>();
             for index in 0..count {
                 // SAFETY: `index` is below the number of descriptors in the data.
                 let place = unsafe { data.add(index) };

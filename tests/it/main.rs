@@ -1,1 +1,45 @@
-fn main() {}
+//! Tests of the running thing: real processes, sockets, signals, `kill -9`.
+//!
+//! Invariant: each test is a process of its own, with one thread, an alarm, and an empty directory for temporary
+//! files. Afterwards it must have the descriptors, children, threads and files that it had before.
+
+// Tests look at the kernel themselves, and run on the newest compiler only.
+#![allow(
+    unsafe_code,
+    unreachable_pub,
+    clippy::incompatible_msrv,
+    clippy::print_stdout
+)]
+
+mod auth;
+mod calls;
+mod death;
+mod examples;
+mod fds;
+mod harness;
+mod hostile;
+mod inherit;
+mod lifecycle;
+mod processes;
+mod signals;
+mod sockets;
+mod tidy;
+mod types;
+
+fn main() {
+    let tests = [
+        auth::TESTS,
+        calls::TESTS,
+        death::TESTS,
+        examples::TESTS,
+        fds::TESTS,
+        hostile::TESTS,
+        inherit::TESTS,
+        lifecycle::TESTS,
+        signals::TESTS,
+        sockets::TESTS,
+        tidy::TESTS,
+        types::TESTS,
+    ];
+    harness::main(&tests.concat());
+}

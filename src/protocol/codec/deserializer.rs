@@ -1,151 +1,22 @@
 //! Reading values: serde's deserializer of bincode, wrapped to hash types, to keep accounts of depth, elements and
 //! memory, and to hand out descriptors and shared byte strings.
 //!
-//! Invariant: no input makes it allocate, recurse or loop beyond the limits. Lengths are held against the limits
-//! before the first element is read; strings are always read as parts of the payload, whose length bounds them.
+//! Invariant: strings are always read as parts of the payload, whose length bounds them; everything else that
+//! serde builds is accounted for by [`Decoding`] as it is built.
 
-use super::handover::{self, Slot};
-use super::shape::{Kind, Shape};
-use crate::limits::Limits;
-use bytes::Bytes;
+use super::decoding::Decoding;
+use super::handover;
+use super::shape::Kind;
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
-use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
-
-/// One value being read.
-pub(super) struct Decoding<'a> {
-    payload: Bytes,
-    fds: RefCell<Vec<Option<OwnedFd>>>,
-    limits: &'a Limits,
-    shape: Shape,
-    depth: Cell<usize>,
-    elements: Cell<usize>,
-    memory: Cell<usize>,
-    /// Byte strings or sequences of `u8` were read: the usual reason for a wrong hash.
-    byte_strings: Cell<bool>,
-    problem: RefCell<Option<String>>,
-}
-
-impl<'a> Decoding<'a> {
-    pub(super) fn new(payload: Bytes, fds: Vec<OwnedFd>, limits: &'a Limits) -> Decoding<'a> {
-        Decoding {
-            payload,
-            fds: RefCell::new(fds.into_iter().map(Some).collect()),
-            limits,
-            shape: Shape::new(),
-            depth: Cell::new(0),
-            elements: Cell::new(0),
-            memory: Cell::new(0),
-            byte_strings: Cell::new(false),
-            problem: RefCell::new(None),
-        }
-    }
-
-    pub(super) fn seed<T>(&self) -> Part<'_, PhantomData<T>> {
-        Part {
-            seed: PhantomData,
-            decoding: self,
-        }
-    }
-
-    /// Whether a value that could be read is also what the sender meant.
-    pub(super) fn accept(&self, hash: Option<u64>, unused: usize) -> Result<(), String> {
-        if hash.is_some_and(|hash| hash != self.shape.hash()) {
-            let hint = match self.byte_strings.get() {
-                true => {
-                    "; where one side has a byte string and the other `Vec<u8>`, use `Bytes` on both sides"
-                }
-                false => "",
-            };
-            return Err(format!("the sender's types have another shape{hint}"));
-        }
-        if unused > 0 {
-            return Err(format!("{unused} bytes are left over behind the value"));
-        }
-        match self.fds.borrow().iter().flatten().count() {
-            0 => Ok(()),
-            left => Err(format!(
-                "{left} descriptors came with the value and are not part of it"
-            )),
-        }
-    }
-
-    /// Our own reason for a failure, or else `other`.
-    pub(super) fn problem(&self, other: &str) -> String {
-        self.problem.take().unwrap_or_else(|| other.to_owned())
-    }
-
-    fn refuse<E: Error>(&self, problem: String) -> E {
-        let error = E::custom(&problem);
-        self.problem.replace(Some(problem));
-        error
-    }
-
-    fn descend<E: Error>(&self) -> Result<(), E> {
-        self.depth.set(self.depth.get() + 1);
-        match self.depth.get() <= self.limits.max_depth {
-            true => Ok(()),
-            false => Err(self.refuse(format!(
-                "the value is nested deeper than max_depth, {}",
-                self.limits.max_depth
-            ))),
-        }
-    }
-
-    /// Accounts for something that takes `size` bytes of memory.
-    fn charge<E: Error>(&self, size: usize) -> Result<(), E> {
-        self.memory.set(self.memory.get().saturating_add(size));
-        match self.memory.get() <= self.limits.max_memory {
-            true => Ok(()),
-            false => Err(self.refuse(format!(
-                "the value takes more than max_memory, {} bytes",
-                self.limits.max_memory
-            ))),
-        }
-    }
-
-    fn count<E: Error>(&self, size: usize) -> Result<(), E> {
-        self.elements.set(self.elements.get() + 1);
-        self.expect(0)?;
-        self.charge(size)
-    }
-
-    /// Refuses an announced number of elements before the first of them is read.
-    fn expect<E: Error>(&self, announced: usize) -> Result<(), E> {
-        match self.elements.get().saturating_add(announced) <= self.limits.max_elements {
-            true => Ok(()),
-            false => Err(self.refuse(format!(
-                "the value has more than max_elements, {}",
-                self.limits.max_elements
-            ))),
-        }
-    }
-
-    fn read_fd<R>(&self, read: impl FnOnce() -> R) -> R {
-        self.shape.add(Kind::Fd);
-        let fds = self.fds.take();
-        let (result, slot) = handover::open(Slot::TakeFds(fds), read);
-        if let Slot::TakeFds(fds) = slot {
-            self.fds.replace(fds);
-        }
-        result
-    }
-
-    fn read_bytes<R>(&self, read: impl FnOnce() -> R) -> R {
-        self.shape.add(Kind::Bytes);
-        self.byte_strings.set(true);
-        handover::open(Slot::TakeBytes(self.payload.clone()), read).0
-    }
-}
 
 /// serde's seed of a value or of a part of one, wrapped.
 pub(super) struct Part<'a, S> {
-    seed: S,
-    decoding: &'a Decoding<'a>,
+    pub(super) seed: S,
+    pub(super) decoding: &'a Decoding<'a>,
 }
 
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Part<'_, S> {
@@ -167,10 +38,14 @@ struct TypedDeserializer<'a, D> {
 
 impl<'a, D> TypedDeserializer<'a, D> {
     fn wrap<V>(&self, visitor: V) -> TypedVisitor<'a, V> {
+        TypedVisitor::new(visitor, self.decoding)
+    }
+
+    /// For a value whose number of parts is told by the message.
+    fn wrap_counted<V>(&self, visitor: V) -> TypedVisitor<'a, V> {
         TypedVisitor {
-            visitor,
-            decoding: self.decoding,
-            variants: &[],
+            counted: true,
+            ..self.wrap(visitor)
         }
     }
 }
@@ -227,13 +102,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
 
     fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.decoding.shape.add(Kind::U8);
-        self.decoding.byte_strings.set(true);
+        self.decoding.note_byte_string();
         self.inner.deserialize_u8(visitor)
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.decoding.shape.add(Kind::Bytes);
-        self.decoding.byte_strings.set(true);
+        self.decoding.note_byte_string();
         self.inner.deserialize_bytes(visitor)
     }
 
@@ -281,7 +156,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.decoding.shape.add(Kind::Seq);
-        let (visitor, decoding) = (self.wrap(visitor), self.decoding);
+        let (visitor, decoding) = (self.wrap_counted(visitor), self.decoding);
         let value = self.inner.deserialize_seq(visitor)?;
         decoding.shape.add(Kind::End);
         Ok(value)
@@ -289,7 +164,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.decoding.shape.add(Kind::Map);
-        let (visitor, decoding) = (self.wrap(visitor), self.decoding);
+        let (visitor, decoding) = (self.wrap_counted(visitor), self.decoding);
         let value = self.inner.deserialize_map(visitor)?;
         decoding.shape.add(Kind::End);
         Ok(value)
@@ -334,9 +209,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
         visitor: V,
     ) -> Result<V::Value, D::Error> {
         let visitor = TypedVisitor {
-            visitor,
-            decoding: self.decoding,
             variants,
+            ..self.wrap(visitor)
         };
         self.inner.deserialize_enum(name, variants, visitor)
     }
@@ -346,19 +220,34 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
 struct TypedVisitor<'a, V> {
     visitor: V,
     decoding: &'a Decoding<'a>,
+    /// The number of parts is the message's and not the type's.
+    counted: bool,
     /// The names of the variants, for an enum.
     variants: &'static [&'static str],
 }
 
 impl<'a, V> TypedVisitor<'a, V> {
+    fn new(visitor: V, decoding: &'a Decoding<'a>) -> TypedVisitor<'a, V> {
+        TypedVisitor {
+            visitor,
+            decoding,
+            counted: false,
+            variants: &[],
+        }
+    }
+
     /// Visits what lies one level deeper.
-    fn nested<R, E: Error>(
+    fn nested<'de, E: Error>(
         self,
-        visit: impl FnOnce(V, &'a Decoding<'a>) -> Result<R, E>,
-    ) -> Result<R, E> {
+        visit: impl FnOnce(V, &'a Decoding<'a>) -> Result<V::Value, E>,
+    ) -> Result<V::Value, E>
+    where
+        V: Visitor<'de>,
+    {
+        self.decoding.charge(size_of::<V::Value>())?;
         self.decoding.descend()?;
         let value = visit(self.visitor, self.decoding)?;
-        self.decoding.depth.set(self.decoding.depth.get() - 1);
+        self.decoding.ascend();
         Ok(value)
     }
 }
@@ -372,6 +261,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for TypedVisitor<'_, V> {
 
     fn visit_none<E: Error>(self) -> Result<V::Value, E> {
         self.decoding.shape.add(Kind::None);
+        self.decoding.charge(size_of::<V::Value>())?;
         self.visitor.visit_none()
     }
 
@@ -387,13 +277,28 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for TypedVisitor<'_, V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        self.decoding.expect(inner.size_hint().unwrap_or(0))?;
-        self.nested(|visitor, decoding| visitor.visit_seq(Parts { inner, decoding }))
+        let counted = self.counted;
+        if counted {
+            self.decoding.expect(inner.size_hint().unwrap_or(0))?;
+        }
+        self.nested(|visitor, decoding| {
+            visitor.visit_seq(Parts {
+                inner,
+                decoding,
+                counted,
+            })
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
         self.decoding.expect(inner.size_hint().unwrap_or(0))?;
-        self.nested(|visitor, decoding| visitor.visit_map(Parts { inner, decoding }))
+        self.nested(|visitor, decoding| {
+            visitor.visit_map(Parts {
+                inner,
+                decoding,
+                counted: true,
+            })
+        })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
@@ -412,6 +317,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for TypedVisitor<'_, V> {
 struct Parts<'a, A> {
     inner: A,
     decoding: &'a Decoding<'a>,
+    /// As in [`TypedVisitor`].
+    counted: bool,
 }
 
 impl<'a, A> Parts<'a, A> {
@@ -430,9 +337,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Parts<'_, A> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
+        let before = self.decoding.memory();
         let element = self.inner.next_element_seed(self.part(seed))?;
-        if element.is_some() {
-            self.decoding.count(size_of::<S::Value>())?;
+        if self.counted && element.is_some() {
+            self.decoding.count_element()?;
+            self.decoding.charge_rest(before, size_of::<S::Value>())?;
         }
         Ok(element)
     }
@@ -449,16 +358,20 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Parts<'_, A> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
+        let before = self.decoding.memory();
         let key = self.inner.next_key_seed(self.part(seed))?;
         if key.is_some() {
-            self.decoding.count(size_of::<S::Value>())?;
+            self.decoding.count_element()?;
+            self.decoding.charge_rest(before, size_of::<S::Value>())?;
         }
         Ok(key)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.decoding.charge(size_of::<S::Value>())?;
-        self.inner.next_value_seed(self.part(seed))
+        let before = self.decoding.memory();
+        let value = self.inner.next_value_seed(self.part(seed))?;
+        self.decoding.charge_rest(before, size_of::<S::Value>())?;
+        Ok(value)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -497,6 +410,7 @@ impl<'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for TypedEnum<'a, A> {
             Parts {
                 inner,
                 decoding: self.decoding,
+                counted: false,
             },
         ))
     }
@@ -517,14 +431,8 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<'_, A> {
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
         self.decoding.shape.product(len);
-        self.inner.tuple_variant(
-            len,
-            TypedVisitor {
-                visitor,
-                decoding: self.decoding,
-                variants: &[],
-            },
-        )
+        self.inner
+            .tuple_variant(len, TypedVisitor::new(visitor, self.decoding))
     }
 
     fn struct_variant<V>(
@@ -536,14 +444,8 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<'_, A> {
         V: Visitor<'de>,
     {
         self.decoding.shape.product(fields.len());
-        self.inner.struct_variant(
-            fields,
-            TypedVisitor {
-                visitor,
-                decoding: self.decoding,
-                variants: &[],
-            },
-        )
+        self.inner
+            .struct_variant(fields, TypedVisitor::new(visitor, self.decoding))
     }
 }
 

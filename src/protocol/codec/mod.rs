@@ -4,6 +4,7 @@
 //! Invariant: the only module that knows bincode. Whatever the bytes, decoding ends with a value or an error,
 //! within the limits on depth, elements and memory.
 
+mod decoding;
 mod deserializer;
 pub(crate) mod handover;
 mod serializer;
@@ -50,7 +51,7 @@ pub(crate) fn decode<T: DeserializeOwned>(
     limits: &Limits,
 ) -> Result<T, String> {
     let EncodedValue { hash, bytes, fds } = value;
-    let decoding = deserializer::Decoding::new(bytes.clone(), fds, limits);
+    let decoding = decoding::Decoding::new(bytes.clone(), fds, limits);
     match bincode::serde::seed_decode_from_slice(decoding.seed::<T>(), &bytes, CONFIG) {
         Ok((value, used)) => decoding.accept(hash, bytes.len() - used).map(|()| value),
         Err(err) => Err(decoding.problem(&err.to_string())),
