@@ -249,10 +249,7 @@ impl Listener {
         }
         let name = Path::new(name);
         let finish = || {
-            if file::look(directory, name)?.mode != 0o700 {
-                // The umask has taken more away than others' rights.
-                file::set_mode(directory, name, 0o700)?;
-            }
+            file::require_mode(directory, name, 0o700)?;
             if let Some((uid, gid)) = self.user {
                 file::give_to(directory, name, uid, gid)?;
             }

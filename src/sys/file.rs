@@ -73,24 +73,24 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 
 /// Makes a directory that nobody else can enter, with an unforeseeable name.
 pub(crate) fn make_private_directory(parent: &Path, prefix: &str) -> io::Result<PathBuf> {
-    Ok(nix::unistd::mkdtemp(
-        &parent.join(format!("{prefix}XXXXXX")),
-    )?)
+    let path = nix::unistd::mkdtemp(&parent.join(format!("{prefix}XXXXXX")))?;
+    require_mode(&nix::fcntl::AT_FDCWD, &path, 0o700).inspect_err(|_| {
+        let _ = remove_directory(&path);
+    })?;
+    Ok(path)
 }
 
 pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
     std::fs::remove_dir(path)
 }
 
-/// Makes a new file that only its owner can use.
+/// Makes a new file that only its owner can use, whatever the umask.
 pub(crate) fn create(directory: &impl AsFd, name: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    Ok(nix::fcntl::openat(
-        directory,
-        name,
-        flags,
-        Mode::S_IRUSR | Mode::S_IWUSR,
-    )?)
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let file = nix::fcntl::openat(directory, name, flags, mode)?;
+    nix::sys::stat::fchmod(&file, mode)?;
+    Ok(file)
 }
 
 /// Opens a file that is there, and is no link; it does not wait for a fifo's other end.
@@ -109,15 +109,20 @@ pub(crate) fn try_lock(file: &impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Sets the mode of the file that `name` is now, and of no other.
-pub(crate) fn set_mode(directory: &impl AsFd, name: &Path, mode: u32) -> io::Result<()> {
+/// Makes sure that the file that `name` is now, and no other, has exactly this mode, whatever the umask has taken
+/// away from it.
+pub(crate) fn require_mode(directory: &impl AsFd, name: &Path, mode: u32) -> io::Result<()> {
+    if look(directory, name)?.mode == mode {
+        return Ok(());
+    }
     let pinned = pin(directory, name)?;
-    let path = descriptor_path(&pinned);
+    let mode = Mode::from_bits_truncate(mode);
+    let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
     Ok(nix::sys::stat::fchmodat(
         directory,
-        &path,
-        Mode::from_bits_truncate(mode),
-        nix::sys::stat::FchmodatFlags::FollowSymlink,
+        &descriptor_path(&pinned),
+        mode,
+        follow,
     )?)
 }
 

@@ -128,7 +128,9 @@ fn a_hung_finalize_ends_with_the_grace() {
     let mut owner = Helper::start(|test| {
         let server = echo()
             .grace(GRACE)
-            .finalize(|_| drop(spin()))
+            .finalize(|_| {
+                spin();
+            })
             .start()
             .unwrap();
         test.say(server.pid());

@@ -70,6 +70,9 @@ fn scratch() -> PathBuf {
 
 fn run(test: fn()) {
     nix::unistd::alarm::set(ALARM);
+    // Signals to the group are the test's own affair.
+    nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))
+        .expect("a group");
     // What loses its parent becomes our child, so that nothing escapes the look at the end.
     nix::sys::prctl::set_child_subreaper(true).expect("a subreaper");
     let before = Snapshot::take();

@@ -33,6 +33,11 @@ impl Test {
     pub fn wait(&mut self) {
         let _ = self.go.read(&mut [0]);
     }
+
+    /// Waits for [`Helper::go`].
+    pub fn wait_for_go(&mut self) {
+        self.go.read_exact(&mut [0]).expect("the test says go");
+    }
 }
 
 impl Helper {
@@ -70,9 +75,20 @@ impl Helper {
         Watched::open(self.hear().parse().expect("a pid"))
     }
 
+    /// Lets the child pass `wait_for_go`.
+    pub fn go(&mut self) {
+        self.go
+            .as_mut()
+            .expect("not finished")
+            .write_all(b"!")
+            .expect("the child waits");
+    }
+
     /// Lets the child go on, and waits for its end.
     pub fn finish(mut self) {
-        drop(self.go.take());
+        // A byte, because children that were forked later hold copies of the writing end. One that does not wait
+        // may be gone.
+        let _ = self.go.take().expect("finished once").write_all(b"!");
         assert_eq!(
             waitpid(self.pid, None).expect("a child"),
             WaitStatus::Exited(self.pid, 0)
