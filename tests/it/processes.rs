@@ -89,15 +89,12 @@ impl Helper {
         // A byte, because children that were forked later hold copies of the writing end. One that does not wait
         // may be gone.
         let _ = self.go.take().expect("finished once").write_all(b"!");
-        assert_eq!(
-            waitpid(self.pid, None).expect("a child"),
-            WaitStatus::Exited(self.pid, 0)
-        );
+        assert_eq!(wait(self.pid), WaitStatus::Exited(self.pid, 0));
     }
 
     pub fn kill(self) {
         kill(self.pid, Signal::SIGKILL).expect("a child");
-        waitpid(self.pid, None).expect("a child");
+        wait(self.pid);
     }
 }
 
@@ -138,7 +135,17 @@ impl Watched {
 
     /// Takes the status of an orphan that has become ours.
     pub fn reap(self) -> WaitStatus {
-        waitpid(self.pid, None).expect("an orphan of ours")
+        wait(self.pid)
+    }
+}
+
+/// Waits for a child, or for an orphan that has become ours.
+fn wait(pid: Pid) -> WaitStatus {
+    loop {
+        match waitpid(pid, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => return result.expect("a child"),
+        }
     }
 }
 

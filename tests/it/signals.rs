@@ -75,6 +75,9 @@ fn dispositions_and_mask_are_exactly_as_listed() {
             .handle_signal(Signal::SIGUSR2, |_| ())
             .start()
             .unwrap();
+        // A new thread blocks all signals until it runs; a call shows that all of them do.
+        let mut client = Client::connect(server.address()).unwrap();
+        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
         let pid = server.pid().to_string();
         let mut expected = [
             Signal::SIGHUP,
