@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let greeted = AtomicU32::new(0);
     let server = Server::new()
+        .process_name("greeter")
         .handle("hello", move |_, (first, last): (String, String)| {
             let number = greeted.fetch_add(1, Ordering::Relaxed) + 1;
             Ok((format!("Hello {first} {last}, how are you?"), number))
@@ -30,9 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (greeting, number): (String, u32) = client.call("hello", &(first, last))?;
     println!("server says: {greeting} (greeting number {number})");
 
-    let manifest: Fd = client.call("open", "/proc/self/comm")?;
+    let comm: Fd = client.call("open", "/proc/self/comm")?;
     let mut text = String::new();
-    File::from(manifest).read_to_string(&mut text)?;
+    File::from(comm).read_to_string(&mut text)?;
     println!("the descriptor it opened and sent reads: {}", text.trim());
 
     let missing = client.call::<_, Fd>("open", "/does/not/exist").unwrap_err();

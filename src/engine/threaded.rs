@@ -56,11 +56,15 @@ impl Threaded {
         self.shared.start_session(socket)
     }
 
-    /// Stops accepting, and lets connections finish what they have begun. `false`: some had not by the deadline.
-    pub(crate) fn drain(self, deadline: Option<Instant>) -> bool {
+    /// Begins no call any more, and accepts nobody. Returns at once.
+    pub(crate) fn begin_drain(&self) {
         self.shared.stop.wake();
         self.shared.connections.drain();
-        // It ends at once, because it waits for nothing without the waker or the table of connections.
+    }
+
+    /// Waits until the connections have finished what they had begun. `false`: some had not by the deadline.
+    pub(crate) fn finish_drain(self, deadline: Option<Instant>) -> bool {
+        // The acceptor ends at once, because it waits for nothing without the waker or the table of connections.
         let _ = self.acceptor.join();
         self.shared.connections.wait_empty(deadline)
     }

@@ -44,13 +44,14 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
         signals,
     } = serving;
     site.control.set_stopping();
-    // First of all, so that nothing is left behind even if we are killed on the way.
+    engine.begin_drain();
+    // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
     site.listener.remove_file();
     let deadline = match ending {
         Ending::Ordered => None,
         _ => Instant::now().checked_add(server.grace),
     };
-    let finished = engine.drain(deadline);
+    let finished = engine.finish_drain(deadline);
     if finished {
         for hook in &server.finalize {
             // There is nobody left to be told of a panic.

@@ -1,1 +1,96 @@
-pub const TESTS: &[crate::harness::Test] = &[];
+//! The examples run, and say what they promise.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+crate::tests![hello, pass_fd, privsep, signals, examples_are_short];
+
+/// Runs an example, which cargo has built beside this program.
+fn run(name: &str, args: &[&str]) -> Output {
+    let mut path: PathBuf = std::env::current_exe().expect("our own path");
+    path.pop();
+    path.set_file_name("examples");
+    path.push(name);
+    Command::new(path)
+        .args(args)
+        .output()
+        .expect("cargo builds the examples with the tests")
+}
+
+fn text(output: Output) -> String {
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{text}\n{errors}",
+        output.status
+    );
+    assert_eq!(errors, "");
+    text
+}
+
+fn hello() {
+    let said = text(run("hello", &["Averell", "Dalton"]));
+    for line in [
+        "server says: Hello Averell Dalton, how are you? (greeting number 1)",
+        "the descriptor it opened and sent reads: greeter",
+        "a fault comes back as an error: No such file or directory (os error 2)",
+        "and so does a mistake: the server has no handler \"helo\", but \"hello\"",
+        "server stopped: exit status 0",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn pass_fd() {
+    let said = text(run("pass_fd", &[]));
+    for line in [
+        "the server wrote into our pipe: 42 bytes of greetings",
+        "we read from the server's file: secret of the server",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn privsep() {
+    let said = text(run("privsep", &[]));
+    if !nix::unistd::geteuid().is_root() {
+        assert!(said.contains("needs root"), "{said}");
+        return;
+    }
+    for line in [
+        "owner runs as uid 65534 now",
+        "opening the log by itself: Permission denied",
+        "opening the log through the server: ok",
+        "opening /etc/shadow through the server: the policy does not allow /etc/shadow",
+        "server stopped: exit status 0",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn signals() {
+    let said = text(run("signals", &[]));
+    for line in ["reloaded 2 times", "the server ended: ended by signal 15"] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn examples_are_short() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    for entry in std::fs::read_dir(root.join("examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= 80, "{path:?} has {lines} lines");
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        assert!(
+            TESTS.iter().any(|(test, _)| test.ends_with(&name)),
+            "{name} is not run by a test"
+        );
+        assert!(
+            readme.contains(&format!("`{name}`")),
+            "{name} is not in the README"
+        );
+    }
+}

@@ -7,10 +7,8 @@
 use super::decoding::Decoding;
 use super::handover;
 use super::shape::Kind;
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
-};
-use std::cell::Cell;
+use super::variants::TypedEnum;
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
 /// serde's seed of a value or of a part of one, wrapped.
@@ -31,9 +29,9 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Part<'_, S> {
 }
 
 /// serde's deserializer `D`, with everything that passes hashed and accounted for.
-struct TypedDeserializer<'a, D> {
-    inner: D,
-    decoding: &'a Decoding<'a>,
+pub(super) struct TypedDeserializer<'a, D> {
+    pub(super) inner: D,
+    pub(super) decoding: &'a Decoding<'a>,
 }
 
 impl<'a, D> TypedDeserializer<'a, D> {
@@ -217,7 +215,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for TypedDeserializer<'_, D> {
 }
 
 /// The visitor of a value that has parts.
-struct TypedVisitor<'a, V> {
+pub(super) struct TypedVisitor<'a, V> {
     visitor: V,
     decoding: &'a Decoding<'a>,
     /// The number of parts is the message's and not the type's.
@@ -227,7 +225,7 @@ struct TypedVisitor<'a, V> {
 }
 
 impl<'a, V> TypedVisitor<'a, V> {
-    fn new(visitor: V, decoding: &'a Decoding<'a>) -> TypedVisitor<'a, V> {
+    pub(super) fn new(visitor: V, decoding: &'a Decoding<'a>) -> TypedVisitor<'a, V> {
         TypedVisitor {
             visitor,
             decoding,
@@ -314,15 +312,15 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for TypedVisitor<'_, V> {
 }
 
 /// Access to the elements of a sequence, or to the keys and values of a map.
-struct Parts<'a, A> {
-    inner: A,
-    decoding: &'a Decoding<'a>,
+pub(super) struct Parts<'a, A> {
+    pub(super) inner: A,
+    pub(super) decoding: &'a Decoding<'a>,
     /// As in [`TypedVisitor`].
-    counted: bool,
+    pub(super) counted: bool,
 }
 
 impl<'a, A> Parts<'a, A> {
-    fn part<S>(&self, seed: S) -> Part<'a, S> {
+    pub(super) fn part<S>(&self, seed: S) -> Part<'a, S> {
         Part {
             seed,
             decoding: self.decoding,
@@ -376,121 +374,5 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Parts<'_, A> {
 
     fn size_hint(&self) -> Option<usize> {
         self.inner.size_hint()
-    }
-}
-
-/// Access to an enum: first which variant, then its content.
-struct TypedEnum<'a, A> {
-    inner: A,
-    decoding: &'a Decoding<'a>,
-    variants: &'static [&'static str],
-}
-
-impl<'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for TypedEnum<'a, A> {
-    type Error = A::Error;
-    type Variant = Parts<'a, A::Variant>;
-
-    fn variant_seed<S: DeserializeSeed<'de>>(
-        self,
-        seed: S,
-    ) -> Result<(S::Value, Self::Variant), A::Error> {
-        let index = Cell::new(None);
-        let (value, inner) = self.inner.variant_seed(Overhear {
-            inner: seed,
-            index: &index,
-        })?;
-        let name = index
-            .get()
-            .and_then(|index| self.variants.get(index as usize));
-        self.decoding
-            .shape
-            .variant(name.copied().unwrap_or_default());
-        Ok((
-            value,
-            Parts {
-                inner,
-                decoding: self.decoding,
-                counted: false,
-            },
-        ))
-    }
-}
-
-impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Parts<'_, A> {
-    type Error = A::Error;
-
-    fn unit_variant(self) -> Result<(), A::Error> {
-        self.decoding.shape.product(0);
-        self.inner.unit_variant()
-    }
-
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
-        let part = self.part(seed);
-        self.inner.newtype_variant_seed(part)
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.decoding.shape.product(len);
-        self.inner
-            .tuple_variant(len, TypedVisitor::new(visitor, self.decoding))
-    }
-
-    fn struct_variant<V>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, A::Error>
-    where
-        V: Visitor<'de>,
-    {
-        self.decoding.shape.product(fields.len());
-        self.inner
-            .struct_variant(fields, TypedVisitor::new(visitor, self.decoding))
-    }
-}
-
-/// Passes a variant's index on to the user's type, and remembers it: its name is to be hashed.
-struct Overhear<'a, T> {
-    inner: T,
-    index: &'a Cell<Option<u32>>,
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Overhear<'_, S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Overhear {
-            inner: deserializer,
-            index: self.index,
-        })
-    }
-}
-
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Overhear<'_, D> {
-    type Error = D::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_u32(Overhear {
-            inner: visitor,
-            index: self.index,
-        })
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Overhear<'_, V> {
-    type Value = V::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.expecting(f)
-    }
-
-    fn visit_u32<E: Error>(self, index: u32) -> Result<V::Value, E> {
-        self.index.set(Some(index));
-        self.inner.visit_u32(index)
     }
 }

@@ -9,6 +9,7 @@ mod deserializer;
 pub(crate) mod handover;
 mod serializer;
 mod shape;
+mod variants;
 
 use super::frame::Outgoing;
 use super::message::EncodedValue;

@@ -3,13 +3,19 @@
 //! Invariant: whether a server is alive at a path is told by a lock that it holds, never by trying to connect; no
 //! file is removed but a socket of ours whose server is dead. Everything is refused before anything is changed.
 
+mod footprint;
+mod lock;
+
+pub(crate) use self::footprint::Footprint;
+use self::footprint::FootprintKind;
+use self::lock::Lock;
 use crate::StartError;
 use crate::error::Context as _;
 use crate::password::Password;
 use crate::sys::file::{self, FileId, Info};
 use crate::sys::{process, socket};
 use std::ffi::OsStr;
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -322,183 +328,10 @@ impl Bound {
     /// The descriptors that the server must keep.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let lock = self.lock.as_ref().map(AsRawFd::as_raw_fd);
-        let directory = self
-            .footprint
-            .as_ref()
-            .map(|footprint| footprint.directory.as_raw_fd());
+        let directory = self.footprint.as_ref().map(Footprint::directory);
         [Some(self.socket.as_raw_fd()), lock, directory]
             .into_iter()
             .flatten()
-    }
-}
-
-/// What a server leaves in the file system, for whoever removes it: the server itself, or its owner after it was
-/// killed.
-#[derive(Debug)]
-pub(crate) struct Footprint {
-    directory: OwnedFd,
-    name: PathBuf,
-    id: FileId,
-    kind: FootprintKind,
-}
-
-#[derive(Clone, Debug)]
-enum FootprintKind {
-    /// The directory, at this path, is ours too.
-    Private(PathBuf),
-    /// The lock file of this name is ours too.
-    Locked(PathBuf),
-}
-
-impl Footprint {
-    fn try_clone(&self) -> std::io::Result<Footprint> {
-        let Footprint { name, id, kind, .. } = self;
-        Ok(Footprint {
-            directory: self.directory.try_clone()?,
-            name: name.clone(),
-            id: *id,
-            kind: kind.clone(),
-        })
-    }
-
-    /// Removes the socket, if it still is ours. What cannot be removed stays: a later start at the same path
-    /// finds it dead.
-    pub(crate) fn remove(&self) {
-        let _ = file::remove_if(&self.directory, &self.name, self.id);
-        match &self.kind {
-            FootprintKind::Private(path) => {
-                let _ = file::remove_directory(path);
-            }
-            FootprintKind::Locked(name) => {
-                // Whoever has the lock may be a successor; a server removes its own while it still has it.
-                if let Ok(lock) = file::open(&self.directory, name) {
-                    if file::try_lock(&lock).unwrap_or(false) {
-                        let _ = remove_lock(&self.directory, &lock, name);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same for the server, which has the lock.
-    fn remove_own(&self, lock: Option<&OwnedFd>) {
-        if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {
-            let _ = file::remove_if(&self.directory, &self.name, self.id);
-            let _ = remove_lock(&self.directory, lock, name);
-        } else {
-            self.remove();
-        }
-    }
-}
-
-fn remove_lock(directory: &OwnedFd, lock: &OwnedFd, name: &Path) -> std::io::Result<()> {
-    file::remove_if(directory, name, file::look_at(lock)?.id)
-}
-
-/// A locked lock file.
-struct Lock {
-    file: OwnedFd,
-    name: PathBuf,
-    is_new: bool,
-}
-
-impl Lock {
-    fn take(directory: &OwnedFd, socket: &OsStr, path: &Path) -> Result<Lock, StartError> {
-        let mut name = socket.to_owned();
-        name.push(".lock");
-        let name = PathBuf::from(name);
-        loop {
-            let Some((file, is_new)) = Lock::open(directory, &name).start("open the lock file")?
-            else {
-                continue;
-            };
-            let opened = file::look_at(&file).start("look at the lock file")?;
-            let (uid, _) = process::effective_ids();
-            if opened.uid != uid && opened.uid != 0 {
-                return Err(in_use(path, "its lock file belongs to another user"));
-            }
-            if !file::try_lock(&file).start("lock the lock file")? {
-                return Err(in_use(path, "a server is running there"));
-            }
-            // A server that ended between the two removed the file that we have locked.
-            if file::look(directory, &name).is_ok_and(|info| info.id == opened.id) {
-                return Ok(Lock { file, name, is_new });
-            }
-        }
-    }
-
-    /// `None`: the file was removed or made while we looked, look again.
-    fn open(directory: &OwnedFd, name: &Path) -> std::io::Result<Option<(OwnedFd, bool)>> {
-        match file::create(directory, name) {
-            Ok(file) => return Ok(Some((file, true))),
-            Err(err) if err.kind() == ErrorKind::AlreadyExists => {}
-            Err(err) => return Err(err),
-        }
-        match file::open(directory, name) {
-            Ok(file) => Ok(Some((file, false))),
-            Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-            Err(err) => Err(err),
-        }
-    }
-
-    /// Removes a socket that a former server left there. It is known by the record that this server wrote.
-    fn remove_dead_socket(
-        &self,
-        directory: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
-    ) -> Result<(), StartError> {
-        let recorded = self.recorded();
-        if !self.is_new && recorded.is_none() && !self.is_empty() {
-            return Err(in_use(path, "its lock file is not ours"));
-        }
-        let Ok(info) = file::look(directory, Path::new(name)) else {
-            return Ok(());
-        };
-        if !info.is_socket || recorded != Some(info.id) {
-            self.undo(directory);
-            return Err(in_use(
-                path,
-                "a file is there that is not the socket of a dead server",
-            ));
-        }
-        file::remove_if(directory, Path::new(name), info.id).start("remove a dead server's socket")
-    }
-
-    fn is_empty(&self) -> bool {
-        file::look_at(&self.file).is_ok_and(|info| info.size == 0)
-    }
-
-    fn recorded(&self) -> Option<FileId> {
-        let mut file = std::fs::File::from(self.file.try_clone().ok()?);
-        let mut text = String::new();
-        file.rewind().ok()?;
-        file.take(128).read_to_string(&mut text).ok()?;
-        let mut numbers = text.split_whitespace();
-        let device = numbers.next()?.parse().ok()?;
-        let inode = numbers.next()?.parse().ok()?;
-        let modified = numbers.next()?.parse().ok()?;
-        Some(FileId {
-            device,
-            inode,
-            modified,
-        })
-    }
-
-    /// Writes down which socket is ours.
-    fn record(self, id: FileId) -> std::io::Result<Lock> {
-        let mut file = std::fs::File::from(self.file.try_clone()?);
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{} {} {}", id.device, id.inode, id.modified)?;
-        Ok(self)
-    }
-
-    /// Removes a lock file that was made in vain.
-    fn undo(&self, directory: &OwnedFd) {
-        if self.is_new {
-            let _ = remove_lock(directory, &self.file, &self.name);
-        }
     }
 }
 

@@ -3,33 +3,33 @@
 //! Invariant: the password goes to nobody but the process that the address names. An answer belongs to the call
 //! whose id it carries, or to nobody; a late one is dropped with everything that came with it.
 
-use crate::Fd;
+mod connect;
+mod errors;
+mod pending;
+
+pub use self::pending::Pending;
+
+use self::pending::{BegunCalls, RawAnswer};
+
 use crate::address::Address;
 use crate::connection::{Connection, ReceiveError, is_timeout};
 use crate::error::{CallError, ConnectError, Delivery};
-use crate::fault::RemoteFault;
 use crate::limits::Limits;
-use crate::listener::short_path;
 use crate::password::Password;
 use crate::protocol::Step;
 use crate::protocol::client::{Answer, ClientSession};
 use crate::protocol::codec;
-use crate::protocol::message::{Class, Denied, EncodedValue, ErrorBody, write_call};
+use crate::protocol::message::{Class, ErrorBody, write_call};
 use crate::service::MAX_NAME;
 use crate::sys::rights::Rights;
-use crate::sys::{file, poll, process, socket};
+use crate::sys::{poll, process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a connect waits for a place in the server's backlog.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Calls that are begun while others are under way are gathered up to this size before they leave.
 const GATHERED: usize = 16 << 10;
 
@@ -46,28 +46,10 @@ pub struct Client {
     last_id: u32,
     /// Calls that have been sent and not been answered.
     in_flight: usize,
-    /// Answers are wanted for these calls, as long as somebody holds their `Pending`.
-    begun: HashMap<u32, Begun>,
+    begun: BegunCalls,
     /// The server does not read any more; what it has still to say can be received.
     deaf: bool,
     broken: bool,
-}
-
-#[derive(Debug)]
-struct Begun {
-    pending: Weak<()>,
-    answer: Option<Result<EncodedValue, ErrorBody>>,
-}
-
-/// A call that has been begun; [`Client::finish`] gets its result. Dropped, the result is not wanted any more.
-#[derive(Debug)]
-#[must_use = "the result of the call is lost otherwise"]
-pub struct Pending<R> {
-    id: u32,
-    name: Box<str>,
-    begun: Instant,
-    token: Arc<()>,
-    result: PhantomData<fn() -> R>,
 }
 
 impl Client {
@@ -77,7 +59,7 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or somebody else; there are no descriptors left.
     pub fn connect(address: &Address) -> Result<Client, ConnectError> {
-        let connection = open(&address.path)?;
+        let connection = connect::connect(&address.path)?;
         match address.identity.is_peer_of(&connection) {
             Ok(true) => Ok(Client::over(connection, address.password.clone())),
             Ok(false) => Err(ConnectError::Impostor {
@@ -101,7 +83,7 @@ impl Client {
             generation: process::generation(),
             last_id: 0,
             in_flight: 0,
-            begun: HashMap::new(),
+            begun: BegunCalls::default(),
             deaf: false,
             broken: false,
         }
@@ -135,7 +117,7 @@ impl Client {
         let _ = self.session.say_hello(true);
         while !self.session.is_welcome() {
             match self.step(deadline) {
-                Ok(Some((id, answer))) => self.keep(id, answer),
+                Ok(Some((id, answer))) => self.begun.keep(id, answer),
                 Ok(None) => {}
                 Err(CallError::Denied(reason)) => return Err(ConnectError::Denied(reason)),
                 Err(CallError::Stopping) => return Err(ConnectError::Stopping),
@@ -199,24 +181,11 @@ impl Client {
     {
         let idle = self.in_flight == 0;
         let id = self.send(name, args, false)?;
-        let token = Arc::new(());
-        self.begun.insert(
-            id,
-            Begun {
-                pending: Arc::downgrade(&token),
-                answer: None,
-            },
-        );
+        let pending = self.begun.add(id, name);
         if idle || self.session.wire.queued() > GATHERED {
             self.flush()?;
         }
-        Ok(Pending {
-            id,
-            name: name.into(),
-            begun: Instant::now(),
-            token,
-            result: PhantomData,
-        })
+        Ok(pending)
     }
 
     /// Waits for the result of a call that was begun. The timeout counts from when it was.
@@ -224,29 +193,16 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub fn finish<R: DeserializeOwned>(&mut self, pending: Pending<R>) -> Result<R, CallError> {
-        let Pending {
-            id,
-            name,
-            begun,
-            token,
-            ..
-        } = pending;
-        let known = self
-            .begun
-            .get(&id)
-            .is_some_and(|call| call.pending.as_ptr() == Arc::as_ptr(&token));
-        if !known {
-            return Err(CallError::NoSuchCall);
-        }
-        let answer = match self.begun.remove(&id).and_then(|call| call.answer) {
+        let answer = match self.begun.take(&pending).ok_or(CallError::NoSuchCall)? {
             Some(answer) => answer,
-            None => self.wait(
-                id,
-                self.timeout.and_then(|timeout| begun.checked_add(timeout)),
-                false,
-            )?,
+            None => {
+                let deadline = self
+                    .timeout
+                    .and_then(|timeout| pending.begun.checked_add(timeout));
+                self.wait(pending.id, deadline, false)?
+            }
         };
-        self.result(&name, answer)
+        self.result(&pending.name, answer)
     }
 
     /// Sends what has been begun and gathered.
@@ -309,11 +265,11 @@ impl Client {
         id: u32,
         deadline: Option<Instant>,
         newest: bool,
-    ) -> Result<Result<EncodedValue, ErrorBody>, CallError> {
+    ) -> Result<RawAnswer, CallError> {
         loop {
             match self.step(deadline) {
                 Ok(Some((answered, answer))) if answered == id => return Ok(answer),
-                Ok(Some((other, answer))) => self.keep(other, answer),
+                Ok(Some((other, answer))) => self.begun.keep(other, answer),
                 Ok(None) => {}
                 Err(err) => return Err(self.delivery_of(err, newest)),
             }
@@ -335,11 +291,7 @@ impl Client {
     }
 
     /// One turn: an answer to a call, or some progress towards it.
-    #[expect(clippy::type_complexity, reason = "an id and the answer to it")]
-    fn step(
-        &mut self,
-        deadline: Option<Instant>,
-    ) -> Result<Option<(u32, Result<EncodedValue, ErrorBody>)>, CallError> {
+    fn step(&mut self, deadline: Option<Instant>) -> Result<Option<(u32, RawAnswer)>, CallError> {
         match self.session.poll() {
             Ok(Step::Event(Answer::Call(
                 _,
@@ -359,7 +311,7 @@ impl Client {
             Ok(Step::Event(Answer::Welcome)) => Ok(None),
             Ok(Step::Event(Answer::Denied(denied))) => {
                 self.broken = true;
-                Err(denied_error(denied))
+                Err(errors::denied(denied))
             }
             Ok(Step::Transmit) if !self.deaf => self.transmit(deadline).map(|()| None),
             Ok(Step::Transmit | Step::Receive) if !self.session.wire.is_at_end() => {
@@ -444,20 +396,8 @@ impl Client {
         CallError::Io { action, source }
     }
 
-    /// Keeps an answer for whoever will ask for it, if anybody can.
-    fn keep(&mut self, id: u32, answer: Result<EncodedValue, ErrorBody>) {
-        self.begun.retain(|_, call| call.pending.strong_count() > 0);
-        if let Some(call) = self.begun.get_mut(&id) {
-            call.answer = Some(answer);
-        }
-    }
-
-    fn result<R: DeserializeOwned>(
-        &self,
-        name: &str,
-        answer: Result<EncodedValue, ErrorBody>,
-    ) -> Result<R, CallError> {
-        let value = answer.map_err(|body| call_error(name, body, self.timeout))?;
+    fn result<R: DeserializeOwned>(&self, name: &str, answer: RawAnswer) -> Result<R, CallError> {
+        let value = answer.map_err(|body| errors::not_a_value(name, body, self.timeout))?;
         codec::decode(value, &self.limits).map_err(|reason| CallError::TypeMismatch {
             what: format!("the results of {name:?}"),
             reason: format!(
@@ -466,77 +406,5 @@ impl Client {
             ),
             delivery: Delivery::Executed,
         })
-    }
-}
-
-/// Connects to the socket at a path of any length.
-fn open(path: &Path) -> Result<OwnedFd, ConnectError> {
-    let connect = || match path
-        .parent()
-        .filter(|_| path.as_os_str().len() > socket::MAX_PATH)
-    {
-        Some(parent) => socket::connect(
-            &short_path(&file::open_directory(parent)?, path),
-            CONNECT_PATIENCE,
-        ),
-        None => socket::connect(path, CONNECT_PATIENCE),
-    };
-    connect().map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ConnectError::NotRunning { path: path.into() }
-        }
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            ConnectError::TimedOut(CONNECT_PATIENCE)
-        }
-        _ => ConnectError::Io {
-            action: "connect",
-            source,
-        },
-    })
-}
-
-fn denied_error(denied: Denied) -> CallError {
-    match denied {
-        Denied::Password => CallError::Denied("the password is wrong"),
-        Denied::Version => CallError::Denied("it speaks another version of the protocol"),
-        Denied::Codec => CallError::Denied("it does not know the codec"),
-        Denied::Stopping => CallError::Stopping,
-    }
-}
-
-fn call_error(name: &str, body: ErrorBody, timeout: Option<Duration>) -> CallError {
-    let ErrorBody {
-        class,
-        code,
-        texts,
-        fds,
-    } = body;
-    let mut texts = texts.into_iter();
-    match class {
-        Class::Fault => CallError::Fault(RemoteFault::new(
-            code,
-            texts.collect(),
-            fds.into_iter().map(Fd::from_shared).collect(),
-        )),
-        Class::UnknownName => CallError::UnknownName {
-            name: name.into(),
-            similar: texts.next(),
-        },
-        Class::TypeMismatch => CallError::TypeMismatch {
-            what: format!("the arguments of {name:?}"),
-            reason: texts.next().unwrap_or_default(),
-            delivery: Delivery::NotSent,
-        },
-        Class::Panicked => CallError::Panicked {
-            message: texts.next().unwrap_or_default(),
-            location: texts.next().unwrap_or_default(),
-        },
-        Class::Stopping => CallError::Stopping,
-        Class::TooLate => CallError::TimedOut {
-            after: timeout.unwrap_or_default(),
-            delivery: Delivery::NotSent,
-        },
-        Class::BadReply => CallError::BadReply(texts.next().unwrap_or_default()),
-        Class::Protocol => CallError::Protocol(texts.collect::<Vec<_>>().join(": ")),
     }
 }

@@ -1,0 +1,71 @@
+//! What a server leaves in the file system.
+//!
+//! Invariant: nothing is removed but what still is the file that we made.
+
+use super::lock;
+use crate::sys::file::{self, FileId};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+/// What a server leaves in the file system, for whoever removes it: the server itself, or its owner after it was
+/// killed.
+#[derive(Debug)]
+pub(crate) struct Footprint {
+    pub(super) directory: OwnedFd,
+    pub(super) name: PathBuf,
+    pub(super) id: FileId,
+    pub(super) kind: FootprintKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum FootprintKind {
+    /// The directory, at this path, is ours too.
+    Private(PathBuf),
+    /// The lock file of this name is ours too.
+    Locked(PathBuf),
+}
+
+impl Footprint {
+    pub(super) fn try_clone(&self) -> std::io::Result<Footprint> {
+        let Footprint { name, id, kind, .. } = self;
+        Ok(Footprint {
+            directory: self.directory.try_clone()?,
+            name: name.clone(),
+            id: *id,
+            kind: kind.clone(),
+        })
+    }
+
+    pub(super) fn directory(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+
+    /// Removes the socket, if it still is ours. What cannot be removed stays: a later start at the same path
+    /// finds it dead.
+    pub(crate) fn remove(&self) {
+        let _ = file::remove_if(&self.directory, &self.name, self.id);
+        match &self.kind {
+            FootprintKind::Private(path) => {
+                let _ = file::remove_directory(path);
+            }
+            FootprintKind::Locked(name) => {
+                // Whoever has the lock may be a successor; a server removes its own while it still has it.
+                if let Ok(lock) = file::open(&self.directory, name) {
+                    if file::try_lock(&lock).unwrap_or(false) {
+                        let _ = lock::remove(&self.directory, &lock, name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same for the server, which has the lock.
+    pub(super) fn remove_own(&self, lock: Option<&OwnedFd>) {
+        if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {
+            let _ = file::remove_if(&self.directory, &self.name, self.id);
+            let _ = lock::remove(&self.directory, lock, name);
+        } else {
+            self.remove();
+        }
+    }
+}
