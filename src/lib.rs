@@ -40,6 +40,9 @@
 //! * A copy of the owner that is made by a plain `fork`, without `exec`, holds a share in the life of the owner's
 //!   servers until it ends. Servers started by this crate hold none in each other.
 
+// A library does not print.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!(
     "forkserver needs Linux: it relies on pidfds, SCM_RIGHTS and signals at a pipe's end"

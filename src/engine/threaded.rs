@@ -134,66 +134,87 @@ impl Shared {
             listener,
             limits,
             control,
-            service,
             ..
         } = &*self.site;
-        let mut session = ServerSession::new(
-            Arc::clone(&listener.password),
-            Arc::clone(limits),
-            Instant::now(),
-        );
-        let mut context = Context::new(
-            control.clone(),
-            Arc::clone(&listener.name),
-            peer,
-            entry.id,
-            Arc::clone(&socket),
-        );
-        let mut connection = Connection::new(socket);
+        let name = Arc::clone(&listener.name);
+        let mut driver = Driver {
+            site: &self.site,
+            session: ServerSession::new(
+                Arc::clone(&listener.password),
+                Arc::clone(limits),
+                Instant::now(),
+            ),
+            context: Context::new(control.clone(), name, peer, entry.id, Arc::clone(&socket)),
+            connection: Connection::new(socket),
+        };
         loop {
             if self.connections.is_draining() {
-                session.drain();
+                driver.session.drain();
             }
-            let now = Instant::now();
-            let step = session.poll(now);
-            let patience = session
-                .deadline()
-                .map(|deadline| deadline.saturating_duration_since(now));
-            match step {
-                Step::Event(Happening::Authenticated { fds }) => {
-                    let allowed = fds && socket::allow_rights(&connection, true).is_ok();
-                    session.welcome(allowed);
-                }
-                Step::Event(Happening::Call(call)) => {
-                    context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
-                    session.finish(service.answer(&mut context, call, limits));
-                }
-                Step::Transmit => match connection.transmit(&session.wire, patience) {
-                    Ok(len) => session.transmitted(len, Instant::now()),
-                    Err(err) if is_timeout(&err) => {}
-                    Err(_) => break,
-                },
-                Step::Receive => {
-                    let rights = if session.accepts_fds() {
-                        Rights::Accept
-                    } else {
-                        Rights::Discard
-                    };
-                    match connection.receive(&mut session.wire, rights, patience) {
-                        Ok(()) => {}
-                        Err(ReceiveError::Protocol(err)) => session.fail(err),
-                        Err(ReceiveError::Io(_)) => break,
-                    }
-                }
-                Step::Closed => break,
+            let goes_on = driver.turn();
+            if !goes_on || driver.session.wire.queued() == 0 {
+                run_deferred(&mut driver.context);
             }
-            if session.wire.queued() == 0 {
-                run_deferred(&mut context);
+            if !goes_on {
+                break;
             }
         }
-        run_deferred(&mut context);
         // The socket must be closed before the connection is counted out.
-        drop((context, connection));
+        drop(driver);
         drop(entry);
+    }
+}
+
+/// What drives one session: the thread that it is in.
+struct Driver<'a> {
+    site: &'a Site,
+    session: ServerSession,
+    context: Context,
+    connection: Connection,
+}
+
+impl Driver<'_> {
+    /// Does the one thing that the session wants. `false`: it is over.
+    fn turn(&mut self) -> bool {
+        let Driver {
+            site,
+            session,
+            context,
+            connection,
+        } = self;
+        let now = Instant::now();
+        let step = session.poll(now);
+        let patience = session
+            .deadline()
+            .map(|deadline| deadline.saturating_duration_since(now));
+        match step {
+            Step::Event(Happening::Authenticated { fds }) => {
+                let allowed = fds && socket::allow_rights(connection, true).is_ok();
+                session.welcome(allowed);
+            }
+            Step::Event(Happening::Call(call)) => {
+                context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
+                session.finish(site.service.answer(context, call, &site.limits));
+            }
+            Step::Transmit => match connection.transmit(&session.wire, patience) {
+                Ok(len) => session.transmitted(len, Instant::now()),
+                Err(err) if is_timeout(&err) => {}
+                Err(_) => return false,
+            },
+            Step::Receive => {
+                let rights = if session.accepts_fds() {
+                    Rights::Accept
+                } else {
+                    Rights::Discard
+                };
+                match connection.receive(&mut session.wire, rights, patience) {
+                    Ok(()) => {}
+                    Err(ReceiveError::Protocol(err)) => session.fail(err),
+                    Err(ReceiveError::Io(_)) => return false,
+                }
+            }
+            Step::Closed => return false,
+        }
+        true
     }
 }

@@ -298,8 +298,10 @@ fn ends_with(session: &mut ServerSession, now: Instant, limit: Duration) -> Endi
 #[test]
 fn deadlines_are_absolute_and_belong_to_their_states() {
     let now = Instant::now();
-    let mut limits = Limits::default();
-    limits.idle_timeout = Some(Duration::from_secs(5));
+    let limits = Limits {
+        idle_timeout: Some(Duration::from_secs(5)),
+        ..Limits::default()
+    };
     let hello = Hello::write(&password(), false, true)
         .seal(128, 0)
         .unwrap()

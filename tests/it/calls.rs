@@ -108,7 +108,7 @@ fn wrong_arguments_are_a_mismatch_and_the_server_lives() {
         .start()
         .unwrap();
     let mut client = server.connect().unwrap();
-    let mut refused = |err: CallError| {
+    let refused = |err: CallError| {
         assert!(matches!(err, CallError::TypeMismatch { .. }), "{err}");
         assert_eq!(err.delivery(), Delivery::NotSent);
     };

@@ -392,7 +392,7 @@ fn limits_of_values_hold_at_the_limit_and_one_beyond() {
         .start()
         .unwrap();
     let mut client = server.connect().unwrap();
-    let mut refused = |result: Result<usize, CallError>, limit: &str| {
+    let refused = |result: Result<usize, CallError>, limit: &str| {
         let text = result.unwrap_err().to_string();
         assert!(text.contains(limit), "{text}");
     };

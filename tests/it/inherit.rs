@@ -43,7 +43,9 @@ fn descriptors_are_poisoned_and_objects_can_be_dropped() {
             let ebadf = |err: std::io::Error| err.raw_os_error() == Some(nix::libc::EBADF);
             let refused = [
                 ebadf(file.read(&mut [0]).unwrap_err()),
-                directory.next().is_none_or(|entry| entry.is_err()) || true,
+                directory
+                    .next()
+                    .is_some_and(|entry| entry.is_err_and(ebadf)),
                 ebadf(writer.flush().unwrap_err()),
                 listener.accept().is_err(),
                 ebadf(stream.write(b"x").unwrap_err()),

@@ -141,8 +141,7 @@ fn gate() -> Gate {
     let server = definition
         .handle("gate", move |_, (): ()| {
             (&enter).write_all(b"!")?;
-            // The end of the file, or a byte.
-            (&wait).read(&mut [0])?;
+            (&wait).read_exact(&mut [0])?;
             Ok("through")
         })
         .handle("other", |_, (): ()| Ok(()))

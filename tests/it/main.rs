@@ -4,12 +4,12 @@
 //! files. Afterwards it must have the descriptors, children, threads and files that it had before.
 
 // Tests look at the kernel themselves, and run on the newest compiler only.
+#![allow(unsafe_code, unreachable_pub)]
 #![allow(
-    unsafe_code,
-    unreachable_pub,
-    clippy::incompatible_msrv,
-    clippy::print_stdout
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block
 )]
+#![allow(clippy::incompatible_msrv)]
 
 mod auth;
 mod calls;

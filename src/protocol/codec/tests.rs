@@ -141,7 +141,7 @@ fn a_descriptor_can_be_taken_once_and_must_be() {
             .len(),
         2
     );
-    let mut refused = |bytes: &[u8], count, reason: &str| {
+    let refused = |bytes: &[u8], count, reason: &str| {
         let err = decode::<Vec<crate::Fd>>(with(bytes, count), &limits).unwrap_err();
         assert!(err.contains(reason), "{err}");
     };
