@@ -61,24 +61,47 @@ impl Connection {
         rights::send(&self.socket, transmit.slices(), transmit.fds, false)
     }
 
-    /// Receives once, and waits `patience` for something to come; if nothing has by then, or a signal comes, it
-    /// just returns.
+    /// Receives once, and waits `patience` for something to come; `false`: nothing has by then, or
+    /// a signal came.
     pub(crate) fn receive(
         &mut self,
         wire: &mut Wire,
         rights: Rights,
         patience: Option<Duration>,
-    ) -> Result<(), ReceiveError> {
+    ) -> Result<bool, ReceiveError> {
         self.limit_receive(patience)?;
-        match rights::receive(&self.socket, wire.receive_buffer(), rights) {
+        self.receive_once(wire, rights, false)
+    }
+
+    /// As [`Connection::receive`], without waiting.
+    pub(crate) fn receive_now(
+        &self,
+        wire: &mut Wire,
+        rights: Rights,
+    ) -> Result<bool, ReceiveError> {
+        self.receive_once(wire, rights, true)
+    }
+
+    fn receive_once(
+        &self,
+        wire: &mut Wire,
+        rights: Rights,
+        now: bool,
+    ) -> Result<bool, ReceiveError> {
+        match rights::receive(&self.socket, wire.receive_buffer(), rights, now) {
             Ok(received) if received.lost => Err(ReceiveError::Protocol(ProtocolError::LostFds)),
             Ok(received) => {
                 wire.received(received.len, received.fds);
-                Ok(())
+                Ok(true)
             }
-            Err(err) if is_timeout(&err) || err.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(err) if is_timeout(&err) || err.kind() == io::ErrorKind::Interrupted => Ok(false),
             Err(err) => Err(err.into()),
         }
+    }
+
+    /// Another holder of the socket.
+    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
     }
 
     /// A timeout that is shorter than need be only makes the caller look once more; a longer one is too long.

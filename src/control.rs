@@ -92,7 +92,7 @@ impl ControlLine {
         let mut wire = Wire::new(MAX_MESSAGE, 1);
         let buffer = wire.receive_buffer();
         buffer.reserve(HEADER_LEN + MAX_MESSAGE);
-        let received = rights::receive(&self.0, buffer, Rights::Accept)?;
+        let received = rights::receive(&self.0, buffer, Rights::Accept, false)?;
         wire.received(received.len, received.fds);
         if received.len == 0 {
             return Ok(None);

@@ -16,6 +16,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at the same time; further ones wait in the kernel's backlog. Default 1 024.
     pub max_connections: usize,
+    /// Threads that serve connections, started as they are needed and kept. Default 16. With more clients than
+    /// this that call all the time, they share the threads, a millisecond each.
+    pub max_threads: usize,
     /// Bytes in one message, both ways, without its 12-byte header. Default 16 MiB.
     pub max_frame: usize,
     /// Descriptors in one message. Default and highest possible value 253 (the kernel's `SCM_MAX_FD`).
@@ -42,6 +45,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_connections: 1024,
+            max_threads: 16,
             max_frame: 16 << 20,
             max_fds: MAX_FDS,
             auth_timeout: Duration::from_secs(2),

@@ -3,6 +3,7 @@
 //! Invariant: a connection is counted from before its thread starts until after its socket is closed; the count is
 //! made of guards and cannot drift.
 
+use crate::sys::poll::Waker;
 use crate::sys::socket;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -11,12 +12,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// All connections of an engine.
-#[derive(Default)]
 pub(crate) struct Connections {
     state: Mutex<State>,
     changed: Condvar,
+    limit: usize,
     /// The same as in the state, for those who look before every step.
     draining: AtomicBool,
+    /// Somebody wants to know when a connection ends.
+    expected: AtomicBool,
+    waker: Arc<Waker>,
 }
 
 #[derive(Default)]
@@ -27,6 +31,18 @@ struct State {
 }
 
 impl Connections {
+    /// None yet, and at most `limit` at a time. The waker is for [`Connections::tell_when_one_ends`].
+    pub(crate) fn new(limit: usize, waker: Arc<Waker>) -> Arc<Connections> {
+        Arc::new(Connections {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            limit,
+            draining: AtomicBool::new(false),
+            expected: AtomicBool::new(false),
+            waker,
+        })
+    }
+
     /// Counts a connection in. `None`: the server is stopping.
     pub(crate) fn enter(self: &Arc<Connections>, socket: &Arc<OwnedFd>) -> Option<Entry> {
         let mut state = self.lock();
@@ -42,8 +58,14 @@ impl Connections {
         })
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+    /// Whether one more may be accepted.
+    pub(crate) fn has_room(&self) -> bool {
+        self.lock().live.len() < self.limit
+    }
+
+    /// Wakes the waker when the next connection ends.
+    pub(crate) fn tell_when_one_ends(&self) {
+        self.expected.store(true, Ordering::SeqCst);
     }
 
     /// Lets no connection in any more, and makes those that wait for a call look up: for them, the client has
@@ -56,27 +78,14 @@ impl Connections {
             .live
             .values()
             .for_each(|socket| socket::shut_down_reading(&**socket));
-        self.changed.notify_all();
-    }
-
-    /// Waits until fewer than `count` connections are there, or the connections are draining.
-    pub(crate) fn wait_below(&self, count: usize) {
-        let waited = self.changed.wait_while(self.lock(), |state| {
-            state.live.len() >= count && !state.draining
-        });
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits until no connection is left. `false`: the deadline passed before.
-    pub(crate) fn wait_empty(&self, deadline: Option<Instant>) -> bool {
-        let is_busy = |state: &mut State| !state.live.is_empty();
-        let Some(deadline) = deadline else {
-            let waited = self.changed.wait_while(self.lock(), is_busy);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
-            return true;
-        };
+    pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.changed.wait_timeout_while(self.lock(), left, is_busy);
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), left, |state| !state.live.is_empty());
         waited
             .unwrap_or_else(PoisonError::into_inner)
             .0
@@ -95,9 +104,24 @@ pub(crate) struct Entry {
     connections: Arc<Connections>,
 }
 
+impl Entry {
+    /// Whether the connection is to end as soon as nothing is under way.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.connections.draining.load(Ordering::SeqCst)
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.connections.lock().live.remove(&self.id);
-        self.connections.changed.notify_all();
+        let connections = &self.connections;
+        let mut state = connections.lock();
+        state.live.remove(&self.id);
+        if state.draining && state.live.is_empty() {
+            connections.changed.notify_all();
+        }
+        drop(state);
+        if connections.expected.swap(false, Ordering::SeqCst) {
+            connections.waker.wake();
+        }
     }
 }

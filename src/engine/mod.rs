@@ -3,9 +3,12 @@
 //! Invariant: no rule of the protocol is here; an engine is a driver of sessions.
 
 mod connections;
+mod crew;
+mod driver;
+mod parking;
 pub(crate) mod threaded;
 
-use crate::context::{Context, Control};
+use crate::context::Control;
 use crate::limits::Limits;
 use crate::listener::Bound;
 use crate::service::Service;
@@ -17,12 +20,4 @@ pub(crate) struct Site {
     pub(crate) limits: Arc<Limits>,
     pub(crate) control: Control,
     pub(crate) listener: Bound,
-}
-
-/// Runs what the handlers of a connection have put off until their answers were sent.
-fn run_deferred(context: &mut Context) {
-    for task in context.take_deferred() {
-        // A task that panics has nobody to tell: the answer is gone already.
-        let _ = crate::panics::catch(task);
-    }
 }

@@ -1,220 +1,419 @@
-//! A thread for each connection, in blocking reads.
+//! Kept threads, of which one leads: it waits for all clients that are silent, and serves what it took.
 //!
-//! Invariant: threads share nothing but the site and the table of connections; what a client does to its thread,
-//! no other client notices.
+//! Invariant: a handler, or a client, that takes its time costs one thread and nobody else's. The last free thread
+//! never sleeps for a single client, so that silent ones cost no thread and chatty ones starve nobody.
 
-use super::connections::{Connections, Entry};
-use super::{Site, run_deferred};
-use crate::connection::{Connection, ReceiveError, is_timeout};
-use crate::context::{Context, Peer};
-use crate::protocol::Step;
+use super::Site;
+use super::connections::Connections;
+use super::crew::{Crew, Relief, Watch};
+use super::driver::{Driver, Turn};
+use super::parking::{LISTENER, Parking, WAKER};
+use crate::connection::Connection;
 use crate::protocol::message::Denied;
-use crate::protocol::server::{Happening, ServerSession};
 use crate::protocol::wire::Wire;
-use crate::sys::poll::{self, Waker};
-use crate::sys::rights::Rights;
+use crate::sys::epoll::Interest;
+use crate::sys::poll::Waker;
 use crate::sys::socket;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long the acceptor waits after the system refused a connection or a thread, at first and at most.
+/// How long nobody is accepted after the system refused a connection, at first and at most.
 const BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+/// A thread gives a chatty client's place to one that waits at most this often.
+const SWAP: Duration = Duration::from_millis(1);
+/// How often the watchdog looks.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// A running engine.
 pub(crate) struct Threaded {
     shared: Arc<Shared>,
-    acceptor: JoinHandle<()>,
+    watch: Mutex<Watch>,
 }
 
 struct Shared {
     site: Arc<Site>,
     connections: Arc<Connections>,
-    /// Ends the acceptor.
-    stop: Waker,
+    parking: Parking,
+    crew: Crew,
+    /// Makes the leader look.
+    waker: Arc<Waker>,
+    /// The last free thread found clients ready without waiting: there are more than threads.
+    crowded: AtomicBool,
+    acceptance: Mutex<Acceptance>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Whether the listener is looked at.
+struct Acceptance {
+    watched: bool,
+    /// Not before then, because the system had no room for one more.
+    not_before: Option<Instant>,
+    back_off: Duration,
 }
 
 impl Threaded {
     pub(crate) fn start(site: Arc<Site>) -> io::Result<Threaded> {
+        let waker = Arc::new(Waker::new()?);
+        let parking = Parking::new(Arc::clone(&waker))?;
+        parking.events.watch(waker.as_fd(), WAKER)?;
+        parking
+            .events
+            .watch(site.listener.socket.as_fd(), LISTENER)?;
         let shared = Arc::new(Shared {
+            connections: Connections::new(site.limits.max_connections, Arc::clone(&waker)),
+            crew: Crew::new(site.limits.max_threads),
+            crowded: AtomicBool::new(false),
+            acceptance: Mutex::new(Acceptance {
+                watched: true,
+                not_before: None,
+                back_off: BACK_OFF,
+            }),
+            threads: Mutex::default(),
             site,
-            connections: Arc::default(),
-            stop: Waker::new()?,
+            parking,
+            waker,
         });
-        let acceptor = Arc::clone(&shared);
-        let acceptor = thread::Builder::new()
-            .name("acceptor".into())
-            .spawn(move || acceptor.accept_all())?;
-        Ok(Threaded { shared, acceptor })
+        shared.spawn()?;
+        Ok(Threaded {
+            shared,
+            watch: Mutex::default(),
+        })
     }
 
     /// Serves a connection that did not come through the listener.
     pub(crate) fn serve(&self, socket: OwnedFd) -> io::Result<()> {
-        self.shared.start_session(socket)
+        self.shared.take_on(socket)
+    }
+
+    /// What the watchdog does every [`TICK`]. `false`: there is nothing to look at, until it is woken.
+    pub(crate) fn look(&self) -> bool {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.shared.crew.look(&mut watch) {
+            Some(relief) => {
+                self.shared.relieve(&relief);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Begins no call any more, and accepts nobody. Returns at once.
     pub(crate) fn begin_drain(&self) {
-        self.shared.stop.wake();
         self.shared.connections.drain();
+        self.shared.waker.wake();
     }
 
     /// Waits until the connections have finished what they had begun. `false`: some had not by the deadline.
     pub(crate) fn finish_drain(self, deadline: Option<Instant>) -> bool {
-        // The acceptor ends at once, because it waits for nothing without the waker or the table of connections.
-        let _ = self.acceptor.join();
-        self.shared.connections.wait_empty(deadline)
+        let Threaded { shared, watch } = self;
+        // The watchdog goes on: a leader that is stuck must not hold the others up.
+        let finished = loop {
+            let tick = Instant::now() + TICK;
+            let until = deadline.map_or(tick, |deadline| deadline.min(tick));
+            if shared.connections.wait_empty(until) {
+                break true;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break false;
+            }
+            let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(relief) = shared.crew.look(&mut watch) {
+                shared.relieve(&relief);
+            }
+        };
+        shared.crew.end();
+        shared.waker.wake();
+        if finished {
+            let threads = std::mem::take(
+                &mut *shared
+                    .threads
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+            // A thread does not panic; handlers' panics are caught.
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            shared.turn_away_all();
+        }
+        finished
     }
 }
 
 impl Shared {
-    fn accept_all(self: &Arc<Shared>) {
-        let listener = &self.site.listener.socket;
-        let mut back_off = BACK_OFF;
-        loop {
-            // Above the limit the listener is not looked at: the kernel's backlog holds the rest.
-            self.connections
-                .wait_below(self.site.limits.max_connections);
-            let Ok([stop, _]) =
-                poll::readable([Some(self.stop.as_fd()), Some(listener.as_fd())], None)
-            else {
-                return;
-            };
-            if stop {
-                return self.turn_away_all();
+    /// Starts a thread, which the crew has counted.
+    fn spawn(self: &Arc<Shared>) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        let thread = thread::Builder::new()
+            .name("worker".into())
+            .spawn(move || shared.work())?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+
+    fn relieve(self: &Arc<Shared>, relief: &Relief) {
+        if *relief == Relief::Spawn && self.spawn().is_err() {
+            // The first thread that is free will lead.
+            self.crew.thread_is_gone();
+        }
+    }
+
+    /// A thread's life.
+    fn work(self: &Arc<Shared>) {
+        while let Some(token) = self.crew.take_lead() {
+            while self.crew.leads(token) {
+                self.lead(token);
             }
-            match socket::accept(listener)
-                .and_then(|socket| socket.map_or(Ok(()), |socket| self.start_session(socket)))
-            {
-                Ok(()) => back_off = BACK_OFF,
-                Err(_) => {
-                    // No descriptors, memory or threads: more will be there when something has ended.
-                    let _ =
-                        poll::readable([Some(self.stop.as_fd())], Some(Instant::now() + back_off));
-                    back_off = (back_off * 2).min(MAX_BACK_OFF);
+        }
+    }
+
+    /// Waits for one event, and serves it; by then the lead may be somebody else's.
+    fn lead(self: &Arc<Shared>, token: u64) {
+        let Ok(event) = self.next_event() else {
+            return self.crew.end();
+        };
+        let (number, wake_watchdog) = self.crew.begin_event();
+        if wake_watchdog {
+            self.site.control.wake();
+        }
+        match event {
+            Some(LISTENER) => self.accept(token),
+            // Not cleared at the end: whoever else sleeps here shall wake up, too.
+            Some(WAKER) if self.crew.is_ending() => {}
+            Some(WAKER) => {
+                self.waker.clear();
+                self.accept_again(true);
+            }
+            Some(id) => {
+                if let Some(driver) = self.parking.take(id) {
+                    self.serve(driver, Some(token));
+                }
+            }
+            None => {
+                self.accept_again(false);
+                if let Some(driver) = self.parking.take_queued() {
+                    self.serve(driver, Some(token));
                 }
             }
         }
+        self.expire();
+        self.crew.end_event(number);
+    }
+
+    fn next_event(&self) -> io::Result<Option<u64>> {
+        if !self.crew.has_reserve() {
+            let event = self.parking.events.next_now()?;
+            self.crowded.store(event.is_some(), Ordering::Relaxed);
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        if self.parking.has_queued() {
+            return self.parking.events.next_now();
+        }
+        let deadline = self.parking.sleep_until(self.acceptance().not_before);
+        self.parking.events.next(deadline)
+    }
+
+    /// Whether a thread may sleep in the kernel for a single client; a leader does if somebody could take over.
+    fn may_sleep(&self, lead: Option<u64>) -> bool {
+        match lead {
+            Some(token) if self.crew.leads(token) => self.crew.has_reserve(),
+            _ => !self.crew.is_headless(),
+        }
+    }
+
+    /// Serves a session, for as long as it needs a thread. A leader gives the lead away to somebody at the second
+    /// call: the client is a chatty one, and worth staying with.
+    fn serve(self: &Arc<Shared>, mut driver: Box<Driver>, lead: Option<u64>) {
+        let (mut calls, mut since) = (0, None);
+        loop {
+            match driver.turn(self.may_sleep(lead)) {
+                Turn::Call(call, now) => {
+                    calls += 1;
+                    if let (Some(token), true) = (lead, calls > 1) {
+                        self.relieve(&self.crew.hand_over(token));
+                    }
+                    driver.answer(call, now);
+                    since.get_or_insert(now);
+                }
+                Turn::Moved if driver.has_output() => {}
+                Turn::Moved => {
+                    let Some(begun) = since else { continue };
+                    if !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
+                        continue;
+                    }
+                    // Others wait for a thread, and this client has had one for long enough.
+                    self.rest(driver);
+                    match self.next_session() {
+                        Some(other) => (driver, calls, since) = (other, 0, None),
+                        None => return,
+                    }
+                }
+                Turn::Waits(interest) => return self.park(driver, interest),
+                Turn::Over => return,
+            }
+        }
+    }
+
+    /// Puts a session back that could go on, behind those that wait.
+    fn rest(&self, driver: Box<Driver>) {
+        match driver.has_input() {
+            // No event will come for what has been received already.
+            true => self.parking.queue(driver),
+            false => self.park(driver, Interest::Readable),
+        }
+    }
+
+    fn park(&self, driver: Box<Driver>, interest: Interest) {
+        // One that cannot be parked is closed: the system has no memory for it.
+        let _ = self.parking.park(driver, interest);
+    }
+
+    /// Another session that can go on now.
+    fn next_session(&self) -> Option<Box<Driver>> {
+        match self.parking.events.next_now() {
+            // The leader will see these again.
+            Ok(Some(WAKER | LISTENER)) => None,
+            Ok(Some(id)) => self.parking.take(id),
+            Ok(None) | Err(_) => self.parking.take_queued(),
+        }
+    }
+
+    /// Ends sessions whose deadlines have passed.
+    fn expire(self: &Arc<Shared>) {
+        if self
+            .parking
+            .deadline()
+            .is_none_or(|deadline| deadline > Instant::now())
+        {
+            return;
+        }
+        while let Some(driver) = self.parking.take_expired(Instant::now()) {
+            // It says good-bye, or nothing; it does not wait for its client.
+            self.serve_briefly(driver);
+        }
+    }
+
+    /// Does what a session wants and can do without waiting.
+    fn serve_briefly(&self, mut driver: Box<Driver>) {
+        loop {
+            match driver.turn(false) {
+                Turn::Moved => {}
+                Turn::Call(call, now) => driver.answer(call, now),
+                Turn::Waits(interest) => return self.park(driver, interest),
+                Turn::Over => return,
+            }
+        }
+    }
+
+    // --- accepting -----------------------------------------------------------------------------------------
+
+    /// Takes one connection and serves it.
+    fn accept(self: &Arc<Shared>, token: u64) {
+        if !self.connections.has_room() {
+            return self.stop_accepting(None);
+        }
+        match socket::accept(&self.site.listener.socket) {
+            Ok(None) => {}
+            Ok(Some(socket)) => match self.admit(socket) {
+                Ok(Some(driver)) => {
+                    self.acceptance().back_off = BACK_OFF;
+                    self.serve(driver, Some(token));
+                }
+                Ok(None) | Err(_) => {}
+            },
+            // No descriptors or memory: there will be some when something has ended.
+            Err(_) => {
+                let back_off = self.acceptance().back_off;
+                self.stop_accepting(Some(Instant::now() + back_off));
+            }
+        }
+    }
+
+    /// Serves a connection of the owner's. Called on the control thread, which reads no client's bytes.
+    fn take_on(&self, socket: OwnedFd) -> io::Result<()> {
+        match self.admit(socket)? {
+            Some(driver) => self.parking.park(driver, Interest::Readable),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a connection in, if its user may connect and the server is not stopping.
+    fn admit(&self, socket: OwnedFd) -> io::Result<Option<Box<Driver>>> {
+        let peer = socket::peer_credentials(&socket)?;
+        if !self.site.listener.admitted.contains(&peer.uid) {
+            return Ok(None);
+        }
+        let socket = Arc::new(socket);
+        match self.connections.enter(&socket) {
+            Some(entry) => Ok(Some(Driver::new(
+                Arc::clone(&self.site),
+                socket,
+                entry,
+                peer.into(),
+            ))),
+            None => {
+                self.turn_away(socket);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Looks at the listener no more, until a connection ends or the time has come.
+    fn stop_accepting(&self, not_before: Option<Instant>) {
+        let mut acceptance = self.acceptance();
+        acceptance.not_before = not_before;
+        acceptance.back_off = (acceptance.back_off * 2).min(MAX_BACK_OFF);
+        acceptance.watched = false;
+        let listener = self.site.listener.socket.as_fd();
+        // It is in the set, so that this cannot fail.
+        let _ = self.parking.events.set_watched(listener, LISTENER, false);
+        drop(acceptance);
+        self.connections.tell_when_one_ends();
+        // One may have ended before we asked to be told.
+        self.accept_again(false);
+    }
+
+    /// Looks at the listener again, if there is a reason to.
+    fn accept_again(&self, one_has_ended: bool) {
+        let mut acceptance = self.acceptance();
+        let too_early = acceptance
+            .not_before
+            .is_some_and(|time| Instant::now() < time);
+        if acceptance.watched || too_early && !one_has_ended || !self.connections.has_room() {
+            return;
+        }
+        (acceptance.watched, acceptance.not_before) = (true, None);
+        let listener = self.site.listener.socket.as_fd();
+        // As above.
+        let _ = self.parking.events.set_watched(listener, LISTENER, true);
+    }
+
+    fn acceptance(&self) -> MutexGuard<'_, Acceptance> {
+        self.acceptance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells those who wait in the backlog that it was in vain, so that they know that nothing was executed.
     fn turn_away_all(&self) {
         while let Ok(Some(socket)) = socket::accept(&self.site.listener.socket) {
-            let mut wire = Wire::new(self.site.limits.max_frame, 0);
-            if wire.send(Denied::Stopping.write()).is_ok() {
-                // A client that is gone needs no answer.
-                let _ = Connection::new(Arc::new(socket)).transmit_now(&wire);
-            }
+            self.turn_away(Arc::new(socket));
         }
     }
 
-    /// Serves a connection in a thread of its own, unless its user must not connect.
-    fn start_session(self: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
-        let peer = socket::peer_credentials(&socket)?;
-        if !self.site.listener.admitted.contains(&peer.uid) {
-            return Ok(());
+    fn turn_away(&self, socket: Arc<OwnedFd>) {
+        let mut wire = Wire::new(self.site.limits.max_frame, 0);
+        if wire.send(Denied::Stopping.write()).is_ok() {
+            // A client that is gone needs no answer.
+            let _ = Connection::new(socket).transmit_now(&wire);
         }
-        let socket = Arc::new(socket);
-        let Some(entry) = self.connections.enter(&socket) else {
-            return Ok(());
-        };
-        let shared = Arc::clone(self);
-        let session = move || shared.serve_session(socket, entry, peer.into());
-        thread::Builder::new()
-            .name("session".into())
-            .spawn(session)
-            .map(drop)
-    }
-
-    fn serve_session(&self, socket: Arc<OwnedFd>, entry: Entry, peer: Peer) {
-        let Site {
-            listener,
-            limits,
-            control,
-            ..
-        } = &*self.site;
-        let name = Arc::clone(&listener.name);
-        let mut driver = Driver {
-            site: &self.site,
-            session: ServerSession::new(
-                Arc::clone(&listener.password),
-                Arc::clone(limits),
-                Instant::now(),
-            ),
-            context: Context::new(control.clone(), name, peer, entry.id, Arc::clone(&socket)),
-            connection: Connection::new(socket),
-        };
-        loop {
-            if self.connections.is_draining() {
-                driver.session.drain();
-            }
-            let goes_on = driver.turn();
-            if !goes_on || driver.session.wire.queued() == 0 {
-                run_deferred(&mut driver.context);
-            }
-            if !goes_on {
-                break;
-            }
-        }
-        // The socket must be closed before the connection is counted out.
-        drop(driver);
-        drop(entry);
-    }
-}
-
-/// What drives one session: the thread that it is in.
-struct Driver<'a> {
-    site: &'a Site,
-    session: ServerSession,
-    context: Context,
-    connection: Connection,
-}
-
-impl Driver<'_> {
-    /// Does the one thing that the session wants. `false`: it is over.
-    fn turn(&mut self) -> bool {
-        let Driver {
-            site,
-            session,
-            context,
-            connection,
-        } = self;
-        let now = Instant::now();
-        let step = session.poll(now);
-        let patience = session
-            .deadline()
-            .map(|deadline| deadline.saturating_duration_since(now));
-        match step {
-            Step::Event(Happening::Authenticated { fds }) => {
-                let allowed = fds && socket::allow_rights(connection, true).is_ok();
-                session.welcome(allowed);
-            }
-            Step::Event(Happening::Call(call)) => {
-                context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
-                session.finish(site.service.answer(context, call, &site.limits));
-            }
-            Step::Transmit => match connection.transmit(&session.wire, patience) {
-                Ok(len) => session.transmitted(len, Instant::now()),
-                Err(err) if is_timeout(&err) => {}
-                Err(_) => return false,
-            },
-            Step::Receive => {
-                let rights = if session.accepts_fds() {
-                    Rights::Accept
-                } else {
-                    Rights::Discard
-                };
-                match connection.receive(&mut session.wire, rights, patience) {
-                    Ok(()) => {}
-                    Err(ReceiveError::Protocol(err)) => session.fail(err),
-                    Err(ReceiveError::Io(_)) => return false,
-                }
-            }
-            Step::Closed => return false,
-        }
-        true
     }
 }

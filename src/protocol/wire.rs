@@ -167,6 +167,13 @@ impl Wire {
         }))
     }
 
+    /// Gives the memory of the empty receive buffer back; for connections that will wait for long.
+    pub(crate) fn rest(&mut self) {
+        if self.inbox.is_empty() {
+            self.inbox = BytesMut::new();
+        }
+    }
+
     fn header(&self) -> Result<Option<Header>, ProtocolError> {
         match self.inbox.first_chunk() {
             Some(bytes) => Header::parse(bytes, self.max_frame, self.max_fds).map(Some),

@@ -7,7 +7,7 @@ use super::Server;
 use crate::child::Ties;
 use crate::control::Order;
 use crate::engine::Site;
-use crate::engine::threaded::Threaded;
+use crate::engine::threaded::{TICK, Threaded};
 use crate::panics;
 use crate::sys::poll;
 use crate::sys::signal::Signals;
@@ -69,7 +69,10 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
         signals,
     } = serving;
     let mut control = ties.map(|ties| &ties.control);
+    // Whether the engine has something for its watchdog to see.
+    let mut watching = true;
     loop {
+        let tick = watching.then(|| Instant::now() + TICK);
         let lifeline = ties.map(Ties::lifeline);
         let orders = control.map(AsFd::as_fd);
         let waited = [
@@ -79,7 +82,7 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
             Some(site.control.waker().as_fd()),
         ];
         // A poll that fails would fail for ever: no memory, or a descriptor that somebody closed under us.
-        let Ok([orphaned, ordered, signaled, woken]) = poll::readable(waited, None) else {
+        let Ok([orphaned, ordered, signaled, woken]) = poll::readable(waited, tick) else {
             return Ending::Asked;
         };
         if orphaned {
@@ -96,14 +99,20 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
                 Ok(None) | Err(_) => control = None,
             }
         }
+        if watching {
+            watching = engine.look();
+        }
         if woken {
+            watching = true;
             site.control.waker().clear();
             if site.control.stop_is_wanted() {
                 return Ending::Asked;
             }
         }
-        if let (true, Some(ending)) = (signaled, handle_signals(server, site, signals)) {
-            return ending;
+        if signaled {
+            if let Some(ending) = handle_signals(server, site, signals) {
+                return ending;
+            }
         }
     }
 }

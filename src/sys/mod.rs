@@ -4,6 +4,7 @@
 //! with the fact it relies on.
 
 pub(crate) mod deadman;
+pub(crate) mod epoll;
 pub(crate) mod fdtable;
 pub(crate) mod file;
 pub(crate) mod pidfd;

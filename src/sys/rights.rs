@@ -33,12 +33,13 @@ pub(crate) enum Rights {
     Discard,
 }
 
-/// Receives into the free capacity of `buffer`, once. A signal may interrupt it: the caller knows how long it still
+/// Receives into the free capacity of `buffer`, once. With `now` it does not wait for anything to come. A signal may interrupt it: the caller knows how long it still
 /// wants to wait.
 pub(crate) fn receive(
     socket: &impl AsFd,
     buffer: &mut BytesMut,
     rights: Rights,
+    now: bool,
 ) -> io::Result<Received> {
     let room = buffer.spare_capacity_mut();
     let mut part = libc::iovec {
@@ -54,9 +55,10 @@ pub(crate) fn receive(
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
     }
+    let flags = libc::MSG_CMSG_CLOEXEC | if now { libc::MSG_DONTWAIT } else { 0 };
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the message describes the free capacity of `buffer` and the control array, both alive.
-    let len = unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
     let len = if len < 0 {
         return Err(io::Error::last_os_error());
     } else {

@@ -468,25 +468,47 @@ fn a_forked_copy_of_a_handle_is_of_no_use() {
 }
 
 fn run_serves_here_until_a_handler_stops_it() {
+    let definition = echo().handle("stop", |ctx, (): ()| {
+        ctx.control().stop();
+        Ok(())
+    });
+    let exit = run(definition, |mut client| {
+        assert_eq!(
+            client.call::<_, u32>("pid", &()).unwrap(),
+            std::process::id()
+        );
+        client.call::<_, ()>("stop", &()).unwrap();
+    });
+    assert_eq!(exit, Exit::Code(0));
+    assert_eq!(
+        std::fs::read_dir(std::env::temp_dir()).unwrap().count(),
+        0,
+        "the socket is gone"
+    );
+}
+
+/// Runs a server here, and `meanwhile` in a thread, with a client of it.
+pub fn run(definition: Server, meanwhile: impl FnOnce(Client) + Send + 'static) -> Exit {
     let (addresses, address) = std::sync::mpsc::channel();
     let addresses = Mutex::new(addresses);
-    let definition = echo()
-        .initialize(move |control| Ok(addresses.lock().unwrap().send(control.address().clone())?))
-        .handle("stop", |ctx, (): ()| {
-            ctx.control().stop();
-            Ok(())
-        });
-    let client = std::thread::spawn(move || {
-        let address = address.recv().unwrap();
-        let mut client = Client::connect(&address).unwrap();
-        let pid: u32 = client.call("pid", &()).unwrap();
-        client.call::<_, ()>("stop", &()).unwrap();
-        (pid, address.path().to_owned())
+    let definition = definition.initialize(move |control| {
+        Ok(addresses.lock().unwrap().send(control.address().clone())?)
     });
-    assert_eq!(definition.run().unwrap(), Exit::Code(0));
-    let (pid, path) = client.join().unwrap();
-    assert_eq!(pid, std::process::id());
-    assert!(!path.exists());
+    let thread = std::thread::spawn(move || {
+        // The address is known before the server listens.
+        let address = address.recv().unwrap();
+        let client = loop {
+            match Client::connect(&address) {
+                Ok(client) => break client,
+                Err(ConnectError::NotRunning { .. }) => std::thread::yield_now(),
+                Err(err) => panic!("{err}"),
+            }
+        };
+        meanwhile(client);
+    });
+    let exit = definition.run().unwrap();
+    thread.join().unwrap();
+    exit
 }
 
 fn run_reports_a_failed_hook() {

@@ -1,6 +1,6 @@
 //! Signals: what a server does with them, and what it inherits and hands on.
 
-use crate::lifecycle::echo;
+use crate::lifecycle::{echo, run};
 use crate::processes::Helper;
 use forkserver::{Client, Exit, Server, ServerHandle, Signal};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, kill, sigaction};
@@ -324,30 +324,6 @@ fn an_owner_that_uses_signal_hook_notices_nothing() {
         "the owner's action still runs in the owner"
     );
     signal_hook::low_level::unregister(id);
-}
-
-/// Runs a server here, and `meanwhile` in a thread, with its address.
-fn run(definition: Server, meanwhile: impl FnOnce(Client) + Send + 'static) -> Exit {
-    let (addresses, address) = std::sync::mpsc::channel();
-    let addresses = std::sync::Mutex::new(addresses);
-    let definition = definition.initialize(move |control| {
-        Ok(addresses.lock().unwrap().send(control.address().clone())?)
-    });
-    let thread = std::thread::spawn(move || {
-        // The address is known before the server listens.
-        let address = address.recv().unwrap();
-        let client = loop {
-            match Client::connect(&address) {
-                Ok(client) => break client,
-                Err(forkserver::ConnectError::NotRunning { .. }) => std::thread::yield_now(),
-                Err(err) => panic!("{err}"),
-            }
-        };
-        meanwhile(client);
-    });
-    let exit = definition.run().unwrap();
-    thread.join().unwrap();
-    exit
 }
 
 fn raw_action(signal: Signal) -> (usize, i32) {

@@ -1,0 +1,218 @@
+//! The threads of an engine, and which of them leads.
+//!
+//! Invariant: at most one thread sleeps in the event set. Only the leader does; it keeps the lead while it serves
+//! what it took, until it gives it away or the watchdog finds that it is stuck. A thread that is not needed waits
+//! to lead.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Nobody leads.
+const NOBODY: u64 = 0;
+
+/// Which thread leads, and who waits for it.
+pub(super) struct Crew {
+    /// The leader's token; a new one each time the lead is taken.
+    lead: AtomicU64,
+    /// How many events leaders have begun to serve.
+    events: AtomicU64,
+    /// Which of them the leader is serving, 0 while it waits for the next.
+    serving: AtomicU64,
+    /// Threads that wait to lead and have not been called.
+    waiting: AtomicUsize,
+    threads: AtomicUsize,
+    max_threads: usize,
+    /// The watchdog looks every millisecond, as long as there is something to see.
+    watched: AtomicBool,
+    state: Mutex<State>,
+    called: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    last_token: u64,
+    /// Threads that were called and have not woken up yet.
+    calls: usize,
+    ending: bool,
+}
+
+/// What the watchdog saw when it looked last.
+#[derive(Default)]
+pub(super) struct Watch {
+    seen: u64,
+    quiet: u32,
+}
+
+/// What somebody should do so that there is a leader.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Relief {
+    /// A thread has been called.
+    Called,
+    /// A new thread is needed; it has been counted already.
+    Spawn,
+    /// All threads are busy; the first that is free will lead.
+    None,
+}
+
+impl Crew {
+    /// A crew of one thread, which is about to be started.
+    pub(super) fn new(max_threads: usize) -> Crew {
+        Crew {
+            lead: AtomicU64::new(NOBODY),
+            events: AtomicU64::new(0),
+            serving: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            threads: AtomicUsize::new(1),
+            max_threads: max_threads.max(1),
+            watched: AtomicBool::new(false),
+            state: Mutex::default(),
+            called: Condvar::new(),
+        }
+    }
+
+    /// Waits until there is no leader, and is the leader then. `None`: the engine ends.
+    pub(super) fn take_lead(&self) -> Option<u64> {
+        let mut state = self.lock();
+        loop {
+            if state.ending {
+                return None;
+            }
+            if self.lead.load(Ordering::SeqCst) == NOBODY {
+                state.last_token += 1;
+                self.lead.store(state.last_token, Ordering::SeqCst);
+                return Some(state.last_token);
+            }
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            state = self
+                .called
+                .wait_while(state, |state| state.calls == 0 && !state.ending)
+                .unwrap_or_else(PoisonError::into_inner);
+            match state.calls.checked_sub(1) {
+                // Whoever called has counted us out.
+                Some(calls) => state.calls = calls,
+                None => drop(self.waiting.fetch_sub(1, Ordering::SeqCst)),
+            }
+        }
+    }
+
+    pub(super) fn leads(&self, token: u64) -> bool {
+        self.lead.load(Ordering::SeqCst) == token
+    }
+
+    /// Whether nobody leads.
+    pub(super) fn is_headless(&self) -> bool {
+        self.lead.load(Ordering::SeqCst) == NOBODY
+    }
+
+    /// Whether somebody could take over from a leader that sleeps in a read.
+    pub(super) fn has_reserve(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+            || self.threads.load(Ordering::SeqCst) < self.max_threads
+    }
+
+    /// The leader begins to serve an event, which gets a number. `true`: the watchdog sleeps and must be woken.
+    pub(super) fn begin_event(&self) -> (u64, bool) {
+        let event = self.events.fetch_add(1, Ordering::SeqCst) + 1;
+        self.serving.store(event, Ordering::SeqCst);
+        (event, !self.watched.swap(true, Ordering::SeqCst))
+    }
+
+    /// The event is over, whoever leads by now.
+    pub(super) fn end_event(&self, event: u64) {
+        let _ = self
+            .serving
+            .compare_exchange(event, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// The leader `token` gives the lead away, if somebody can take it.
+    pub(super) fn hand_over(&self, token: u64) -> Relief {
+        if !self.has_reserve() {
+            return Relief::None;
+        }
+        self.depose(token)
+    }
+
+    /// A millisecond has passed: takes the lead from a leader that is stuck in the same event as last time.
+    /// `None`: there is nothing to look at any more.
+    pub(super) fn look(&self, watch: &mut Watch) -> Option<Relief> {
+        let (token, events) = (
+            self.lead.load(Ordering::SeqCst),
+            self.events.load(Ordering::SeqCst),
+        );
+        let serving = self.serving.load(Ordering::SeqCst);
+        if events != watch.seen {
+            *watch = Watch {
+                seen: events,
+                quiet: 0,
+            };
+            return Some(Relief::None);
+        }
+        if serving != 0 && serving == events && token != NOBODY {
+            return Some(if self.has_reserve() {
+                self.depose(token)
+            } else {
+                Relief::None
+            });
+        }
+        watch.quiet += 1;
+        if watch.quiet < 2 {
+            return Some(Relief::None);
+        }
+        self.watched.store(false, Ordering::SeqCst);
+        // An event that began before the flag fell has not woken us.
+        if self.events.load(Ordering::SeqCst) != events
+            && !self.watched.swap(true, Ordering::SeqCst)
+        {
+            return Some(Relief::None);
+        }
+        None
+    }
+
+    fn depose(&self, token: u64) -> Relief {
+        let mut state = self.lock();
+        if self
+            .lead
+            .compare_exchange(token, NOBODY, Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
+            return Relief::None;
+        }
+        self.serving.store(0, Ordering::SeqCst);
+        self.relieve(&mut state)
+    }
+
+    /// Calls somebody to lead, if anybody waits; or makes room for a new thread.
+    fn relieve(&self, state: &mut State) -> Relief {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            state.calls += 1;
+            self.called.notify_one();
+            return Relief::Called;
+        }
+        if self.threads.load(Ordering::SeqCst) < self.max_threads {
+            self.threads.fetch_add(1, Ordering::SeqCst);
+            return Relief::Spawn;
+        }
+        Relief::None
+    }
+
+    /// A thread has ended, or could not be started.
+    pub(super) fn thread_is_gone(&self) {
+        self.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Those who wait to lead return. Those who wait for events have to be woken.
+    pub(super) fn end(&self) {
+        self.lock().ending = true;
+        self.lead.store(NOBODY, Ordering::SeqCst);
+        self.called.notify_all();
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.lock().ending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

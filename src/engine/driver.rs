@@ -1,0 +1,208 @@
+//! What drives one session, in whatever thread it is.
+//!
+//! Invariant: the four-armed `match` over a session's steps, and nothing about which thread should do it when.
+
+use super::Site;
+use super::connections::Entry;
+use crate::connection::{Connection, ReceiveError, is_timeout};
+use crate::context::{Context, Peer};
+use crate::panics;
+use crate::protocol::Step;
+use crate::protocol::message::Call;
+use crate::protocol::server::{Happening, ServerSession};
+use crate::sys::epoll::Interest;
+use crate::sys::rights::Rights;
+use crate::sys::socket;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a thread sleeps in the kernel for one client before the session is parked. The kernel makes 8 to 12 ms
+/// of it, at 250 ticks a second.
+const NAP: Duration = Duration::from_millis(5);
+
+/// One session with its connection.
+pub(super) struct Driver {
+    site: Arc<Site>,
+    session: ServerSession,
+    /// Made for the first call: a client that never calls shall cost little.
+    context: Option<Box<Context>>,
+    connection: Connection,
+    peer: Peer,
+    is_known_to_events: bool,
+    /// Counts the connection; the last field, so that it goes after the socket.
+    entry: Entry,
+}
+
+/// What came of a turn.
+pub(super) enum Turn {
+    /// Something has moved.
+    Moved,
+    /// A call is to be answered with [`Driver::answer`].
+    Call(Call, Instant),
+    /// The client must do something first.
+    Waits(Interest),
+    /// The session is over.
+    Over,
+}
+
+impl Driver {
+    pub(super) fn new(
+        site: Arc<Site>,
+        socket: Arc<OwnedFd>,
+        entry: Entry,
+        peer: Peer,
+    ) -> Box<Driver> {
+        let (password, limits) = (
+            Arc::clone(&site.listener.password),
+            Arc::clone(&site.limits),
+        );
+        let session = ServerSession::new(password, limits, Instant::now());
+        let connection = Connection::new(socket);
+        Box::new(Driver {
+            site,
+            session,
+            context: None,
+            connection,
+            peer,
+            is_known_to_events: false,
+            entry,
+        })
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.entry.id
+    }
+
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
+        self.connection.share()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.session.deadline()
+    }
+
+    pub(super) fn is_known_to_events(&self) -> bool {
+        self.is_known_to_events
+    }
+
+    /// Whether something waits to be sent.
+    pub(super) fn has_output(&self) -> bool {
+        self.session.wire.queued() > 0
+    }
+
+    /// Whether something has been received and not been looked at.
+    pub(super) fn has_input(&self) -> bool {
+        self.session.wire.has_unread()
+    }
+
+    /// Gives back what a parked session does not need, and says until when it may be parked.
+    pub(super) fn prepare_to_rest(&mut self) -> Option<Instant> {
+        self.is_known_to_events = true;
+        self.session.wire.rest();
+        self.session.deadline()
+    }
+
+    /// Does the one thing that the session wants. With `sleep`, it waits a moment for the client.
+    pub(super) fn turn(&mut self, sleep: bool) -> Turn {
+        if self.entry.is_draining() {
+            self.session.drain();
+        }
+        let now = Instant::now();
+        match self.session.poll(now) {
+            Step::Event(Happening::Authenticated { fds }) => {
+                let allowed = fds && socket::allow_rights(&self.connection, true).is_ok();
+                self.session.welcome(allowed);
+                Turn::Moved
+            }
+            Step::Event(Happening::Call(call)) => Turn::Call(call, now),
+            Step::Transmit => self.transmit(sleep),
+            Step::Receive => self.receive(sleep),
+            Step::Closed => {
+                self.run_deferred();
+                Turn::Over
+            }
+        }
+    }
+
+    /// Answers the call that the last turn gave.
+    pub(super) fn answer(&mut self, call: Call, now: Instant) {
+        let Site {
+            control,
+            listener,
+            service,
+            limits,
+            ..
+        } = &*self.site;
+        let context = self.context.get_or_insert_with(|| {
+            let (control, name) = (control.clone(), Arc::clone(&listener.name));
+            Box::new(Context::new(
+                control,
+                name,
+                self.peer,
+                self.entry.id,
+                self.connection.share(),
+            ))
+        });
+        context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
+        self.session.finish(service.answer(context, call, limits));
+    }
+
+    fn transmit(&mut self, sleep: bool) -> Turn {
+        let written = match sleep {
+            true => self.connection.transmit(&self.session.wire, Some(NAP)),
+            false => self.connection.transmit_now(&self.session.wire),
+        };
+        match written {
+            Ok(len) => {
+                self.session.transmitted(len, Instant::now());
+                if self.session.wire.queued() == 0 {
+                    self.run_deferred();
+                }
+                Turn::Moved
+            }
+            Err(err) if is_timeout(&err) => Turn::Waits(Interest::Writable),
+            Err(_) => self.broken(),
+        }
+    }
+
+    fn receive(&mut self, sleep: bool) -> Turn {
+        let rights = if self.session.accepts_fds() {
+            Rights::Accept
+        } else {
+            Rights::Discard
+        };
+        let received = match sleep {
+            true => self
+                .connection
+                .receive(&mut self.session.wire, rights, Some(NAP)),
+            false => self.connection.receive_now(&mut self.session.wire, rights),
+        };
+        match received {
+            Ok(true) => Turn::Moved,
+            Ok(false) => Turn::Waits(Interest::Readable),
+            Err(ReceiveError::Protocol(err)) => {
+                self.session.fail(err);
+                Turn::Moved
+            }
+            Err(ReceiveError::Io(_)) => self.broken(),
+        }
+    }
+
+    /// The connection is gone.
+    fn broken(&mut self) -> Turn {
+        self.run_deferred();
+        Turn::Over
+    }
+
+    /// Runs what the handlers have put off until their answers were sent.
+    fn run_deferred(&mut self) {
+        let Some(context) = &mut self.context else {
+            return;
+        };
+        for task in context.take_deferred() {
+            // A task that panics has nobody to tell: the answer is gone already.
+            let _ = panics::catch(task);
+        }
+    }
+}

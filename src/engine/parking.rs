@@ -1,0 +1,126 @@
+//! Where sessions wait that need no thread: for their client, or for a deadline.
+//!
+//! Invariant: a parked session belongs to nobody; whoever gets its event, or finds its deadline passed, takes it
+//! out and is alone with it.
+
+use super::driver::Driver;
+use crate::sys::epoll::{EventSet, Interest};
+use crate::sys::poll::Waker;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// The names of events that are not about a session; sessions are numbered from 1.
+pub(super) const WAKER: u64 = 0;
+pub(super) const LISTENER: u64 = u64::MAX;
+
+/// Parked sessions, and the event set in which they, the listener and a waker are.
+pub(super) struct Parking {
+    pub(super) events: EventSet,
+    lot: Mutex<Lot>,
+    /// Makes whoever waits for events look at the deadlines again.
+    waker: Arc<Waker>,
+}
+
+#[derive(Default)]
+struct Lot {
+    sessions: HashMap<u64, Box<Driver>>,
+    /// Sessions that could go on at once, and give others the precedence.
+    queued: VecDeque<Box<Driver>>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Until when the leader sleeps, if it does; `None`: until something happens.
+    sleeps_until: Option<Instant>,
+}
+
+impl Parking {
+    pub(super) fn new(waker: Arc<Waker>) -> io::Result<Parking> {
+        Ok(Parking {
+            events: EventSet::new()?,
+            lot: Mutex::default(),
+            waker,
+        })
+    }
+
+    /// Parks a session until its client does what it waits for, or its deadline passes.
+    ///
+    /// # Errors
+    /// The kernel has no memory for one more; the session is dropped then.
+    pub(super) fn park(&self, mut driver: Box<Driver>, interest: Interest) -> io::Result<()> {
+        let id = driver.id();
+        let socket = driver.socket();
+        let known = driver.is_known_to_events();
+        let deadline = driver.prepare_to_rest();
+        let mut lot = self.lock();
+        if let Some(deadline) = deadline {
+            lot.deadlines.insert((deadline, id));
+            if lot.sleeps_until.is_none_or(|until| deadline < until) {
+                lot.sleeps_until = Some(deadline);
+                self.waker.wake();
+            }
+        }
+        lot.sessions.insert(id, driver);
+        // Armed under the lock, so that whoever gets the event finds the session.
+        let armed = self.events.arm(socket.as_fd(), id, interest, known);
+        if armed.is_err() {
+            lot.take(id);
+        }
+        armed
+    }
+
+    /// Takes a session out. `None`: somebody else was quicker.
+    pub(super) fn take(&self, id: u64) -> Option<Box<Driver>> {
+        self.lock().take(id)
+    }
+
+    /// Takes a session out whose deadline has passed.
+    pub(super) fn take_expired(&self, now: Instant) -> Option<Box<Driver>> {
+        let mut lot = self.lock();
+        let (deadline, id) = lot.deadlines.first().copied()?;
+        if deadline > now {
+            return None;
+        }
+        lot.take(id)
+    }
+
+    /// When the first deadline passes.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.lock().deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Until when the leader may sleep: the first deadline, or `other` if that is earlier.
+    pub(super) fn sleep_until(&self, other: Option<Instant>) -> Option<Instant> {
+        let mut lot = self.lock();
+        let first = lot.deadlines.first().map(|(deadline, _)| *deadline);
+        lot.sleeps_until = [first, other].into_iter().flatten().min();
+        lot.sleeps_until
+    }
+
+    /// Lets others go first.
+    pub(super) fn queue(&self, driver: Box<Driver>) {
+        self.lock().queued.push_back(driver);
+    }
+
+    pub(super) fn take_queued(&self) -> Option<Box<Driver>> {
+        self.lock().queued.pop_front()
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
+        !self.lock().queued.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lot> {
+        self.lot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lot {
+    fn take(&mut self, id: u64) -> Option<Box<Driver>> {
+        let driver = self.sessions.remove(&id)?;
+        if let Some(deadline) = driver.deadline() {
+            self.deadlines.remove(&(deadline, id));
+        }
+        Some(driver)
+    }
+}
