@@ -6,12 +6,13 @@ use crate::error::Context as _;
 use crate::sys::{file, socket};
 use crate::{ConnectError, Password};
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// The first line of an address that is written down.
 const MAGIC: &str = "forkserver 1";
@@ -45,10 +46,15 @@ impl Identity {
         if peer.uid != self.uid {
             return Ok(false);
         }
-        match (self.inode, socket::peer_identity(connection)) {
-            (Some(ours), Some(theirs)) => Ok(ours == theirs),
-            _ => Ok(peer.pid as u32 == self.pid),
-        }
+        let Some(process) = socket::peer_process(connection)? else {
+            return Ok(peer.pid as u32 == self.pid);
+        };
+        let same = match (self.inode, process.identity()) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => peer.pid as u32 == self.pid,
+        };
+        // A listener that was handed in may outlive its server, and keep clients waiting for ever.
+        Ok(same && !process.wait(Some(Instant::now()))?)
     }
 }
 
@@ -73,16 +79,9 @@ impl Address {
             .file_name()
             .ok_or(io::ErrorKind::InvalidInput)?
             .to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let options = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .clone();
-        let written = options
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(self.to_text().as_bytes()));
+        name.push(".new-XXXXXX");
+        let (file, temporary) = file::make_temporary(&path.with_file_name(name))?;
+        let written = File::from(file).write_all(self.to_text().as_bytes());
         written
             .and_then(|()| std::fs::rename(&temporary, path))
             .inspect_err(|_| {

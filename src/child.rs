@@ -30,11 +30,17 @@ pub(crate) struct Child {
 pub(crate) struct Ties {
     lifeline: OwnedFd,
     pub(crate) control: ControlLine,
+    owner_ends: [RawFd; 2],
 }
 
 impl Ties {
     pub(crate) fn lifeline(&self) -> BorrowedFd<'_> {
         self.lifeline.as_fd()
+    }
+
+    /// The parent's ends of the same lines, of which the child inherits copies and must let go.
+    pub(crate) fn owner_ends(&self) -> [RawFd; 2] {
+        self.owner_ends
     }
 
     pub(crate) fn descriptors(&self) -> [RawFd; 2] {
@@ -49,9 +55,11 @@ impl Child {
         reap_released();
         let (lifeline_end, lifeline) = socket::pipe()?;
         let (control_end, control) = ControlLine::pair()?;
+        let owner_ends = [lifeline.as_raw_fd(), control.as_fd().as_raw_fd()];
         let ties = Ties {
             lifeline: lifeline_end,
             control: control_end,
+            owner_ends,
         };
         let (pid, pidfd) = process::fork(|| body(ties))?;
         Ok(Child {
@@ -90,8 +98,9 @@ impl Child {
     /// Asks the child to stop; it is killed if it has not within `patience`. See [`Child::kill`] for `grace`.
     pub(crate) fn stop(self, patience: Duration, grace: Duration) -> io::Result<Option<Exit>> {
         // A child that is gone already, or deaf, is dealt with below.
-        let _ = self.control.send(&Order::Stop);
-        match self.wait(Some(Instant::now() + patience))? {
+        let deadline = Instant::now().checked_add(patience);
+        let _ = self.control.send(&Order::Stop, deadline);
+        match self.wait(deadline)? {
             Some(exit) => Ok(Some(exit)),
             None => self.kill(grace),
         }
@@ -101,7 +110,9 @@ impl Child {
     /// dead-man switch do it, after `grace`.
     pub(crate) fn kill(self, grace: Duration) -> io::Result<Option<Exit>> {
         let patience = match self.pidfd.signal(crate::Signal::SIGKILL as i32) {
-            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => grace + DYING,
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+                grace.saturating_add(DYING)
+            }
             _ => DYING,
         };
         let Child {
@@ -116,7 +127,7 @@ impl Child {
             return Ok(Some(exit));
         }
         Ok(pidfd
-            .wait_and_reap(Some(Instant::now() + patience))?
+            .wait_and_reap(Instant::now().checked_add(patience))?
             .map(Exit::from))
     }
 

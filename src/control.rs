@@ -69,13 +69,29 @@ impl ControlLine {
         Ok((ControlLine(a), ControlLine(b)))
     }
 
-    pub(crate) fn send<T: Serialize>(&self, message: &T) -> io::Result<()> {
+    /// Sends a message, and waits until the deadline for room: the other side may be slow to read.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline.
+    pub(crate) fn send<T: Serialize>(
+        &self,
+        message: &T,
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
         let (mut frame, hash) = write_reply(0);
         let value =
             codec::encode(message, &mut frame, &Limits::default()).map_err(io::Error::other)?;
         hash.fill(&mut frame, value);
         let frame = frame.seal(MAX_MESSAGE, 1).map_err(io::Error::other)?;
-        rights::send(&self.0, &[IoSlice::new(&frame.buf)], &frame.fds, false).map(drop)
+        loop {
+            match rights::send(&self.0, &[IoSlice::new(&frame.buf)], &frame.fds, true) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map(drop),
+            }
+            if !poll::writable(self.as_fd(), deadline)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
     }
 
     /// The next message, `None` at the end of the line.
@@ -92,7 +108,13 @@ impl ControlLine {
         let mut wire = Wire::new(MAX_MESSAGE, 1);
         let buffer = wire.receive_buffer();
         buffer.reserve(HEADER_LEN + MAX_MESSAGE);
-        let received = rights::receive(&self.0, buffer, Rights::Accept, false)?;
+        let received = rights::receive(&self.0, buffer, Rights::Accept, true)?;
+        if received.lost {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                ProtocolError::LostFds,
+            ));
+        }
         wire.received(received.len, received.fds);
         if received.len == 0 {
             return Ok(None);

@@ -93,6 +93,12 @@ pub enum StartError {
         /// Why.
         reason: &'static str,
     },
+    /// A descriptor that the server was to keep has been closed since, or its number stands for something else.
+    #[error("descriptor {fd}, which the server was to keep, is not what it was")]
+    KeptFdClosed {
+        /// Its number.
+        fd: i32,
+    },
     /// A hook of the definition failed.
     #[error("{hook} failed: {message}")]
     Hook {

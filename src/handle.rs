@@ -71,11 +71,19 @@ impl ServerHandle {
         }
         let failed = |action| move |source| ConnectError::Io { action, source };
         let (ours, theirs) = socket::stream_pair().map_err(failed("make a pair of sockets"))?;
-        match self.child().control.send(&Order::Serve(Fd::from(theirs))) {
+        let order = Order::Serve(Fd::from(theirs));
+        match self
+            .child()
+            .control
+            .send(&order, Some(Instant::now() + PATIENCE))
+        {
             Ok(()) => Ok(Client::over(ours, self.address.password.clone())),
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
                 path: self.address.path.clone(),
             }),
+            Err(err) if err.kind() == io::ErrorKind::TimedOut => {
+                Err(ConnectError::TimedOut(PATIENCE))
+            }
             Err(source) => Err(ConnectError::Io {
                 action: "hand a connection to the server",
                 source,
@@ -107,7 +115,7 @@ impl ServerHandle {
     /// As [`ServerHandle::stop`].
     pub fn stop_within(mut self, patience: Duration) -> Result<Exit, StopError> {
         let grace = self.grace;
-        self.end("stop the server", patience + grace, |child| {
+        self.end("stop the server", patience.saturating_add(grace), |child| {
             child.stop(patience, grace)
         })
     }

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at the same time; further ones wait in the kernel's backlog. Default 1 024.
     pub max_connections: usize,
+    /// Connections that have not shown the password yet; above this, the oldest of them goes. Default 64.
+    pub max_unauthenticated: usize,
     /// Threads that serve connections, started as they are needed and kept. Default 16. With more clients than
     /// this that call all the time, they share the threads, a millisecond each.
     pub max_threads: usize,
@@ -45,6 +47,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_connections: 1024,
+            max_unauthenticated: 64,
             max_threads: 16,
             max_frame: 16 << 20,
             max_fds: MAX_FDS,

@@ -3,6 +3,7 @@
 //! Invariant: the only place that catches a panic of a user's code. One that is caught here is not printed; any
 //! other goes to the hook that was there before us.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::{Arc, Once};
@@ -25,34 +26,37 @@ pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
     install();
     WATCHED.with_borrow_mut(|watched| watched.0 += 1);
     let result = catch_unwind(AssertUnwindSafe(code));
-    let said = WATCHED.with_borrow_mut(|watched| {
+    let noted = WATCHED.with_borrow_mut(|watched| {
         watched.0 -= 1;
         watched.1.take()
     });
     result.map_err(|payload| {
+        let message = text(payload.as_ref());
+        // `code` may have caught another panic before this one, or this one went around the hook.
+        let noted = noted.filter(|noted| noted.message == message);
+        let location = noted.map_or_else(|| "(unknown)".into(), |noted| noted.location);
         // Dropping the payload runs the user's code once more, which may panic once more.
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(payload);
         }
-        said.unwrap_or_else(|| Panicked {
-            message: "(no message)".into(),
-            location: "(unknown)".into(),
-        })
+        Panicked { message, location }
     })
 }
 
 /// Puts our hook in front of the one there is, once in a process and all that are forked from it.
 fn install() {
     static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> =
-            std::panic::take_hook().into();
-        std::panic::set_hook(Box::new(move |info| {
-            if !note(info) {
-                previous(info);
-            }
-        }));
-    });
+    INSTALLED.call_once(stay_in_front);
+}
+
+/// Puts our hook in front of the one there is. If that is ours already, a panic is noted twice.
+pub(crate) fn stay_in_front() {
+    let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = std::panic::take_hook().into();
+    std::panic::set_hook(Box::new(move |info| {
+        if !note(info) {
+            previous(info);
+        }
+    }));
 }
 
 /// Remembers a panic if its thread is being watched.
@@ -68,7 +72,7 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
             .location()
             .map_or_else(|| "(unknown)".into(), ToString::to_string);
         watched.1 = Some(Panicked {
-            message: message(info),
+            message: text(info.payload()),
             location,
         });
         true
@@ -76,12 +80,9 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
     noted.unwrap_or(false)
 }
 
-fn message(info: &PanicHookInfo<'_>) -> String {
-    let payload = info.payload();
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref().map(String::as_str));
+fn text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref().map(String::as_str));
     text.unwrap_or("(a value that is no text)").to_owned()
 }
 
@@ -97,6 +98,19 @@ mod tests {
             panicked.location.contains("panics.rs:"),
             "{}",
             panicked.location
+        );
+    }
+
+    #[test]
+    fn an_earlier_panic_is_not_taken_for_the_last() {
+        let panicked = catch(|| {
+            let _ = std::panic::catch_unwind(|| panic!("handled long ago"));
+            std::panic::resume_unwind(Box::new("around the hook"));
+        });
+        let panicked = panicked.unwrap_err();
+        assert_eq!(
+            (panicked.message.as_str(), panicked.location.as_str()),
+            ("around the hook", "(unknown)")
         );
     }
 

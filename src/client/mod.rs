@@ -148,7 +148,7 @@ impl Client {
         R: DeserializeOwned,
     {
         let id = self.send(name, args, false)?;
-        let answer = self.wait(id, self.deadline(), true)?;
+        let answer = self.wait(id, self.deadline())?;
         self.result(name, answer)
     }
 
@@ -163,7 +163,7 @@ impl Client {
         R: DeserializeOwned,
     {
         let id = self.send(name, args, true)?;
-        let answer = self.wait(id, self.deadline(), true)?;
+        let answer = self.wait(id, self.deadline())?;
         self.result(name, answer)
     }
 
@@ -183,7 +183,7 @@ impl Client {
         let id = self.send(name, args, false)?;
         let pending = self.begun.add(id, name);
         if idle || self.session.wire.queued() > GATHERED {
-            self.flush()?;
+            self.flush().map_err(|err| self.with_delivery(err, id))?;
         }
         Ok(pending)
     }
@@ -199,7 +199,7 @@ impl Client {
                 let deadline = self
                     .timeout
                     .and_then(|timeout| pending.begun.checked_add(timeout));
-                self.wait(pending.id, deadline, false)?
+                self.wait(pending.id, deadline)?
             }
         };
         self.result(&pending.name, answer)
@@ -213,7 +213,9 @@ impl Client {
         self.check()?;
         let deadline = self.deadline();
         while self.session.wire.queued() > 0 && !self.deaf {
-            self.transmit(deadline)?;
+            if let Some((id, answer)) = self.step(deadline)? {
+                self.begun.keep(id, answer);
+            }
         }
         Ok(())
     }
@@ -253,39 +255,41 @@ impl Client {
         let (mut frame, slot) = write_call(id, name, self.timeout, last);
         let hash = codec::encode(args, &mut frame, &self.limits).map_err(CallError::Encode)?;
         slot.fill(&mut frame, hash);
-        self.session.send(frame).map_err(CallError::TooLarge)?;
+        self.session.send(id, frame).map_err(CallError::TooLarge)?;
         self.last_id = id;
         self.in_flight += 1;
         Ok(id)
     }
 
-    /// Waits for the answer to a call; with `newest` no other was queued after it.
-    fn wait(
-        &mut self,
-        id: u32,
-        deadline: Option<Instant>,
-        newest: bool,
-    ) -> Result<RawAnswer, CallError> {
+    /// Waits for the answer to a call.
+    fn wait(&mut self, id: u32, deadline: Option<Instant>) -> Result<RawAnswer, CallError> {
         loop {
             match self.step(deadline) {
                 Ok(Some((answered, answer))) if answered == id => return Ok(answer),
                 Ok(Some((other, answer))) => self.begun.keep(other, answer),
                 Ok(None) => {}
-                Err(err) => return Err(self.delivery_of(err, newest)),
+                Err(err) => return Err(self.with_delivery(err, id)),
             }
         }
     }
 
-    /// A call whose frame has not left completely has not been delivered, whatever happens now.
-    fn delivery_of(&self, err: CallError, newest: bool) -> CallError {
-        let unsent = newest && self.session.has_unsent();
+    /// Says of a failed call whether it may have been executed. One that has not left completely has not been;
+    /// on a connection that lives on, that holds only if it can be taken back.
+    fn with_delivery(&mut self, err: CallError, id: u32) -> CallError {
+        let unsent = !self.session.has_left(id);
         match err {
-            CallError::Disconnected { .. } if unsent => CallError::Disconnected {
-                delivery: Delivery::NotSent,
-            },
-            CallError::Io { .. } if unsent => CallError::Disconnected {
-                delivery: Delivery::NotSent,
-            },
+            CallError::TimedOut { after, .. } if unsent && self.session.retract(id) => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                CallError::TimedOut {
+                    after,
+                    delivery: Delivery::NotSent,
+                }
+            }
+            CallError::Disconnected { .. } | CallError::Io { .. } if unsent => {
+                CallError::Disconnected {
+                    delivery: Delivery::NotSent,
+                }
+            }
             err => err,
         }
     }
@@ -333,16 +337,15 @@ impl Client {
     /// Writes some of what is queued. A server that reads nothing because it waits for us to read is read from.
     fn transmit(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
         match self.connection.transmit_now(&self.session.wire) {
-            Ok(len) => self.session.wire.transmitted(len),
+            Ok(len) => self.session.transmitted(len),
             Err(err) if is_timeout(&err) => {
-                let (readable, writable) =
-                    poll::ready(self.connection.as_fd(), deadline).map_err(|source| {
-                        CallError::Io {
-                            action: "wait for the server",
-                            source,
-                        }
+                let at_end = self.session.wire.is_at_end();
+                let (readable, writable) = poll::ready(self.connection.as_fd(), !at_end, deadline)
+                    .map_err(|source| CallError::Io {
+                        action: "wait for the server",
+                        source,
                     })?;
-                if readable {
+                if readable && !at_end {
                     self.receive(deadline)?;
                 } else if !writable {
                     return Err(self.timed_out());
@@ -381,14 +384,9 @@ impl Client {
     }
 
     fn timed_out(&self) -> CallError {
-        let delivery = if self.session.has_unsent() {
-            Delivery::NotSent
-        } else {
-            Delivery::MaybeExecuted
-        };
         CallError::TimedOut {
             after: self.timeout.unwrap_or_default(),
-            delivery,
+            delivery: Delivery::MaybeExecuted,
         }
     }
 

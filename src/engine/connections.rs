@@ -5,7 +5,7 @@
 
 use crate::sys::poll::Waker;
 use crate::sys::socket;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ pub(crate) struct Connections {
     state: Mutex<State>,
     changed: Condvar,
     limit: usize,
+    max_strangers: usize,
     /// The same as in the state, for those who look before every step.
     draining: AtomicBool,
     /// Somebody wants to know when a connection ends.
@@ -26,17 +27,20 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct State {
     live: HashMap<u64, Arc<OwnedFd>>,
+    /// Those that have not shown the password yet; the first has been here for longest.
+    strangers: BTreeSet<u64>,
     last_id: u64,
     draining: bool,
 }
 
 impl Connections {
-    /// None yet, and at most `limit` at a time. The waker is for [`Connections::tell_when_one_ends`].
-    pub(crate) fn new(limit: usize, waker: Arc<Waker>) -> Arc<Connections> {
+    /// None yet, and at most `limit` at a time, of which `max_strangers` without the password. The waker is for [`Connections::tell_when_one_ends`].
+    pub(crate) fn new(limit: usize, max_strangers: usize, waker: Arc<Waker>) -> Arc<Connections> {
         Arc::new(Connections {
             state: Mutex::default(),
             changed: Condvar::new(),
             limit,
+            max_strangers,
             draining: AtomicBool::new(false),
             expected: AtomicBool::new(false),
             waker,
@@ -52,6 +56,15 @@ impl Connections {
         state.last_id += 1;
         let id = state.last_id;
         state.live.insert(id, Arc::clone(socket));
+        state.strangers.insert(id);
+        if state.strangers.len() > self.max_strangers {
+            // The oldest goes, so that those who say nothing keep nobody out.
+            let oldest = state
+                .strangers
+                .pop_first()
+                .and_then(|oldest| state.live.get(&oldest));
+            oldest.inspect(|socket| socket::shut_down(&***socket));
+        }
         Some(Entry {
             id,
             connections: Arc::clone(self),
@@ -105,6 +118,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The client has shown the password.
+    pub(crate) fn authenticated(&self) {
+        self.connections.lock().strangers.remove(&self.id);
+    }
+
     /// Whether the connection is to end as soon as nothing is under way.
     pub(crate) fn is_draining(&self) -> bool {
         self.connections.draining.load(Ordering::SeqCst)
@@ -116,6 +134,7 @@ impl Drop for Entry {
         let connections = &self.connections;
         let mut state = connections.lock();
         state.live.remove(&self.id);
+        state.strangers.remove(&self.id);
         if state.draining && state.live.is_empty() {
             connections.changed.notify_all();
         }

@@ -113,6 +113,7 @@ impl Driver {
             Step::Event(Happening::Authenticated { fds }) => {
                 let allowed = fds && socket::allow_rights(&self.connection, true).is_ok();
                 self.session.welcome(allowed);
+                self.entry.authenticated();
                 Turn::Moved
             }
             Step::Event(Happening::Call(call)) => Turn::Call(call, now),

@@ -9,11 +9,12 @@ use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
 use super::parking::{LISTENER, Parking, WAKER};
 use crate::connection::Connection;
+use crate::limits::Limits;
 use crate::protocol::message::Denied;
 use crate::protocol::wire::Wire;
 use crate::sys::epoll::Interest;
 use crate::sys::poll::Waker;
-use crate::sys::socket;
+use crate::sys::{fdtable, socket};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 /// How long nobody is accepted after the system refused a connection, at first and at most.
 const BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+/// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
+const MAX_BACKLOG: usize = 4096;
 /// A thread gives a chatty client's place to one that waits at most this often.
 const SWAP: Duration = Duration::from_millis(1);
 /// How often the watchdog looks.
@@ -65,7 +68,11 @@ impl Threaded {
             .events
             .watch(site.listener.socket.as_fd(), LISTENER)?;
         let shared = Arc::new(Shared {
-            connections: Connections::new(site.limits.max_connections, Arc::clone(&waker)),
+            connections: Connections::new(
+                most_connections(&site.limits)?,
+                site.limits.max_unauthenticated,
+                Arc::clone(&waker),
+            ),
             crew: Crew::new(site.limits.max_threads),
             crowded: AtomicBool::new(false),
             acceptance: Mutex::new(Acceptance {
@@ -141,6 +148,16 @@ impl Threaded {
         }
         finished
     }
+}
+
+/// As many connections as the limits allow and the descriptor table has room for, with some left for orders and
+/// handlers.
+fn most_connections(limits: &Limits) -> io::Result<usize> {
+    const LEFT: usize = 64;
+    let capacity = fdtable::capacity()?;
+    Ok(limits
+        .max_connections
+        .min(capacity.saturating_sub(LEFT).max(capacity / 2)))
 }
 
 impl Shared {
@@ -322,13 +339,12 @@ impl Shared {
         }
         match socket::accept(&self.site.listener.socket) {
             Ok(None) => {}
-            Ok(Some(socket)) => match self.admit(socket) {
-                Ok(Some(driver)) => {
-                    self.acceptance().back_off = BACK_OFF;
+            Ok(Some(socket)) => {
+                self.acceptance().back_off = BACK_OFF;
+                if let Ok(Some(driver)) = self.admit(socket) {
                     self.serve(driver, Some(token));
                 }
-                Ok(None) | Err(_) => {}
-            },
+            }
             // No descriptors or memory: there will be some when something has ended.
             Err(_) => {
                 let back_off = self.acceptance().back_off;
@@ -404,7 +420,10 @@ impl Shared {
 
     /// Tells those who wait in the backlog that it was in vain, so that they know that nothing was executed.
     fn turn_away_all(&self) {
-        while let Ok(Some(socket)) = socket::accept(&self.site.listener.socket) {
+        for _ in 0..MAX_BACKLOG {
+            let Ok(Some(socket)) = socket::accept(&self.site.listener.socket) else {
+                return;
+            };
             self.turn_away(Arc::new(socket));
         }
     }

@@ -12,6 +12,9 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+/// What a lock file of ours begins with.
+const MAGIC: &str = "forkserver lock:";
+
 /// A locked lock file.
 pub(super) struct Lock {
     pub(super) file: OwnedFd,
@@ -37,6 +40,10 @@ impl Lock {
             let (uid, _) = process::effective_ids();
             if opened.uid != uid && opened.uid != 0 {
                 return Err(in_use(path, "its lock file belongs to another user"));
+            }
+            // What has another name as well, or is no file, was not made by us.
+            if !opened.is_file || opened.links != 1 || opened.mode != 0o600 {
+                return Err(in_use(path, "its lock file is not ours"));
             }
             if !file::try_lock(&file).start("lock the lock file")? {
                 return Err(in_use(path, "a server is running there"));
@@ -95,7 +102,7 @@ impl Lock {
         let mut text = String::new();
         file.rewind().ok()?;
         file.take(128).read_to_string(&mut text).ok()?;
-        let mut numbers = text.split_whitespace();
+        let mut numbers = text.strip_prefix(MAGIC)?.split_whitespace();
         let device = numbers.next()?.parse().ok()?;
         let inode = numbers.next()?.parse().ok()?;
         let modified = numbers.next()?.parse().ok()?;
@@ -107,12 +114,11 @@ impl Lock {
     }
 
     /// Writes down which socket is ours.
-    pub(super) fn record(self, id: FileId) -> std::io::Result<Lock> {
+    pub(super) fn record(&self, id: FileId) -> std::io::Result<()> {
         let mut file = std::fs::File::from(self.file.try_clone()?);
         file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "{} {} {}", id.device, id.inode, id.modified)?;
-        Ok(self)
+        writeln!(file, "{MAGIC} {} {} {}", id.device, id.inode, id.modified)
     }
 
     /// Removes a lock file that was made in vain.

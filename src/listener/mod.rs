@@ -120,27 +120,19 @@ impl Listener {
             Some(password) => password.clone(),
             None => Password::generate().start("make a password")?,
         };
-        let Placed { socket, path, ours } = match &self.place {
+        let placed = match &self.place {
             Place::Private => self.bind_private()?,
             Place::At(path) => self.bind_at(path)?,
             Place::Inherited(fd) => self.adopt(fd)?,
         };
+        let Placed { socket, path, ours } = placed;
         let (lock, footprint) = ours.unzip();
-        let owners_copy = footprint
-            .as_ref()
-            .map(Footprint::try_clone)
-            .transpose()
-            .start("copy a descriptor")?;
+        let name = Arc::clone(&self.name);
         let (uid, _) = process::effective_ids();
         let admitted = [Some(0), Some(uid), self.user.map(|(uid, _)| uid)]
             .into_iter()
             .flatten()
             .collect();
-        // Descriptors are refused until the password was right. An older kernel cannot refuse them; there,
-        // they are discarded on arrival.
-        socket::allow_rights(&socket, false).start("refuse descriptors")?;
-        socket::set_nonblocking(&socket).start("set up the socket")?;
-        let name = Arc::clone(&self.name);
         let bound = Bound {
             socket,
             path,
@@ -150,11 +142,17 @@ impl Listener {
             lock,
             footprint,
         };
-        Ok((bound, owners_copy))
+        match bound.finish() {
+            Ok(owners_copy) => Ok((bound, owners_copy)),
+            Err(err) => {
+                bound.remove_file();
+                Err(err)
+            }
+        }
     }
 
     fn bind_private(&self) -> Result<Placed, StartError> {
-        let parent = runtime_directory()?;
+        let parent = runtime_directory(self.user)?;
         let path = file::make_private_directory(&parent, "forkserver.")
             .start("make a private directory")?;
         let made = || {
@@ -200,10 +198,7 @@ impl Listener {
             });
         }
         let directory = file::open_directory(parent).start("open the socket's directory")?;
-        require_safe(
-            parent,
-            &file::look_at(&directory).start("look at the socket's directory")?,
-        )?;
+        require_safe(parent)?;
         let lock = Lock::take(&directory, name, &path)?;
         lock.remove_dead_socket(&directory, name, &path)?;
         let (socket, id) = match self.bind_in(&directory, parent, name) {
@@ -213,11 +208,16 @@ impl Listener {
                 return Err(err);
             }
         };
+        if let Err(err) = lock.record(id).start("write the lock file") {
+            let _ = file::remove_if(&directory, Path::new(name), id);
+            lock.undo(&directory);
+            return Err(err);
+        }
         let Lock {
             file,
             name: lock_name,
             ..
-        } = lock.record(id).start("write the lock file")?;
+        } = lock;
         let footprint = Footprint {
             directory,
             name: name.into(),
@@ -313,6 +313,19 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// The rest of the socket's set-up, and a copy of the footprint for the owner.
+    fn finish(&self) -> Result<Option<Footprint>, StartError> {
+        // Descriptors are refused until the password was right. An older kernel cannot refuse them; there, they
+        // are discarded on arrival.
+        socket::allow_rights(&self.socket, false).start("refuse descriptors")?;
+        socket::set_nonblocking(&self.socket).start("set up the socket")?;
+        self.footprint
+            .as_ref()
+            .map(Footprint::try_clone)
+            .transpose()
+            .start("copy a descriptor")
+    }
+
     /// Lets clients connect. The kernel attests the process that calls this to them.
     pub(crate) fn listen(&self) -> std::io::Result<()> {
         socket::listen(&self.socket)
@@ -343,9 +356,10 @@ pub(crate) fn short_path(directory: &impl AsFd, path: &Path) -> PathBuf {
     file::descriptor_path(directory).join(path.file_name().unwrap_or_default())
 }
 
-/// Where private directories are made.
-fn runtime_directory() -> Result<PathBuf, StartError> {
+/// Where private directories are made: where `user`, if it is another than this process's, can remove its own.
+fn runtime_directory(user: Option<(u32, u32)>) -> Result<PathBuf, StartError> {
     let (uid, _) = process::effective_ids();
+    let uid = user.map_or(uid, |(uid, _)| uid);
     if let Some(path) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         // It may be another user's, after sudo.
         let info = file::open_directory(&path).and_then(|directory| file::look_at(&directory));
@@ -354,22 +368,29 @@ fn runtime_directory() -> Result<PathBuf, StartError> {
         }
     }
     let path = std::path::absolute(std::env::temp_dir()).start("find the current directory")?;
-    let directory = file::open_directory(&path).start("open the temporary directory")?;
-    require_safe(
-        &path,
-        &file::look_at(&directory).start("look at the temporary directory")?,
-    )?;
+    require_safe(&path)?;
     Ok(path)
 }
 
-/// Nobody but this user and root may be able to replace what is in a directory that holds a socket.
-fn require_safe(path: &Path, info: &Info) -> Result<(), StartError> {
+/// Nobody but this user and root may be able to replace a socket in this directory, or a directory on the way to it.
+fn require_safe(path: &Path) -> Result<(), StartError> {
+    for directory in path.ancestors() {
+        let opened = file::open_path(directory).start("open the socket's directory")?;
+        require_safe_directory(
+            directory,
+            &file::look_at(&opened).start("look at the socket's directory")?,
+        )?;
+    }
+    Ok(())
+}
+
+fn require_safe_directory(path: &Path, info: &Info) -> Result<(), StartError> {
     const STICKY: u32 = 0o1000;
     let (uid, _) = process::effective_ids();
     let reason = if info.uid != uid && info.uid != 0 {
         "it belongs to another user"
-    } else if info.mode & 0o002 != 0 && info.mode & STICKY == 0 {
-        "everybody can replace files in it"
+    } else if info.mode & 0o022 != 0 && info.mode & STICKY == 0 {
+        "others can replace files in it"
     } else {
         return Ok(());
     };

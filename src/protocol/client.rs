@@ -26,7 +26,9 @@ pub(crate) struct ClientSession {
     pub(crate) wire: Wire,
     hello: Greeting,
     /// Frames with descriptors, and those behind them, which wait for the welcome.
-    held: VecDeque<Outgoing>,
+    held: VecDeque<(u32, Outgoing)>,
+    /// Calls whose frames have not left completely: id, and where in the stream they begin and end.
+    leaving: VecDeque<(u32, u64, u64)>,
     max_frame: usize,
     max_fds: usize,
 }
@@ -44,6 +46,7 @@ impl ClientSession {
             wire: Wire::new(max_frame, max_fds),
             hello: Greeting::Unsaid(password),
             held: VecDeque::new(),
+            leaving: VecDeque::new(),
             max_frame,
             max_fds,
         }
@@ -53,7 +56,7 @@ impl ClientSession {
     ///
     /// # Errors
     /// It exceeds the limits, or carries descriptors and the server takes none; nothing is queued then.
-    pub(crate) fn send(&mut self, call: Outgoing) -> Result<(), ProtocolError> {
+    pub(crate) fn send(&mut self, id: u32, call: Outgoing) -> Result<(), ProtocolError> {
         let has_fds = !call.fds.is_empty();
         let call = call.seal(self.max_frame, self.max_fds)?;
         match self.hello {
@@ -61,14 +64,14 @@ impl ClientSession {
                 count: call.fds.len(),
                 limit: 0,
             }),
-            Greeting::Welcomed { .. } => self.wire.send(call),
+            Greeting::Welcomed { .. } => self.queue(id, call),
             _ => {
                 self.say_hello(has_fds)?;
                 if has_fds || !self.held.is_empty() {
-                    self.held.push_back(call);
+                    self.held.push_back((id, call));
                     return Ok(());
                 }
-                self.wire.send(call)
+                self.queue(id, call)
             }
         }
     }
@@ -88,9 +91,47 @@ impl ClientSession {
         (self.max_frame, self.max_fds) = (max_frame, max_fds);
     }
 
-    /// Whether something that was queued has not left yet.
-    pub(crate) fn has_unsent(&self) -> bool {
-        self.wire.queued() > 0 || !self.held.is_empty()
+    fn queue(&mut self, id: u32, call: Outgoing) -> Result<(), ProtocolError> {
+        let begin = self.wire.written();
+        self.wire.send(call)?;
+        self.leaving.push_back((id, begin, self.wire.written()));
+        Ok(())
+    }
+
+    /// `len` bytes are gone.
+    pub(crate) fn transmitted(&mut self, len: usize) {
+        self.wire.transmitted(len);
+        let departed = self.wire.departed();
+        while self
+            .leaving
+            .front()
+            .is_some_and(|(_, _, end)| *end <= departed)
+        {
+            self.leaving.pop_front();
+        }
+    }
+
+    /// Whether the whole of a call has left: nobody knows then whether it will be executed.
+    pub(crate) fn has_left(&self, id: u32) -> bool {
+        self.leaving.iter().all(|(leaving, _, _)| *leaving != id)
+            && self.held.iter().all(|(held, _)| *held != id)
+    }
+
+    /// Takes a call back that has not begun to leave, and was the last one sent. `false`: it cannot be.
+    pub(crate) fn retract(&mut self, id: u32) -> bool {
+        if self.held.back().is_some_and(|(held, _)| *held == id) {
+            self.held.pop_back();
+            return true;
+        }
+        match self.leaving.back() {
+            Some(&(last, begin, _))
+                if last == id && self.held.is_empty() && self.wire.retract(begin) =>
+            {
+                self.leaving.pop_back();
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn is_welcome(&self) -> bool {
@@ -138,14 +179,14 @@ impl ClientSession {
 
     fn welcomed(&mut self, welcome: Welcome) -> Result<(), ProtocolError> {
         self.hello = Greeting::Welcomed { fds: welcome.fds };
-        for frame in std::mem::take(&mut self.held) {
+        for (id, frame) in std::mem::take(&mut self.held) {
             if !frame.fds.is_empty() && !welcome.fds {
                 return Err(ProtocolError::TooManyFds {
                     count: frame.fds.len(),
                     limit: 0,
                 });
             }
-            self.wire.send(frame)?;
+            self.queue(id, frame)?;
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ fn send<T: serde::Serialize>(client: &mut ClientSession, id: u32, name: &str, va
     let (mut frame, slot) = write_call(id, name, None, false);
     let hash = codec::encode(value, &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
-    client.send(frame).unwrap();
+    client.send(id, frame).unwrap();
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn golden_bytes_of_a_conversation() {
     let (mut frame, slot) = write_call(7, "hello", Some(Duration::from_micros(1_000_500)), true);
     let hash = codec::encode(&("Joe", 300_u32), &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
-    client.send(frame).unwrap();
+    client.send(7, frame).unwrap();
     let sent = client.wire.transmit().unwrap().slices()[0].to_vec();
     let hello = [
         &[1, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0][..],

@@ -33,6 +33,8 @@ pub(crate) struct Wire {
     /// How much of the first chunk is gone already.
     sent: usize,
     queued: usize,
+    /// How many bytes have ever been queued.
+    written: u64,
     max_frame: usize,
     max_fds: usize,
 }
@@ -65,6 +67,13 @@ impl ChunkBytes {
             ChunkBytes::Shared(bytes) => bytes,
         }
     }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            ChunkBytes::Gathered(bytes) => bytes.truncate(len),
+            ChunkBytes::Shared(bytes) => bytes.truncate(len),
+        }
+    }
 }
 
 /// What to write next: some bytes, and the descriptors that ride on the first of them.
@@ -90,6 +99,7 @@ impl Wire {
             outbox: VecDeque::new(),
             sent: 0,
             queued: 0,
+            written: 0,
             max_frame,
             max_fds,
         }
@@ -105,9 +115,9 @@ impl Wire {
     pub(crate) fn receive_buffer(&mut self) -> &mut BytesMut {
         let room = match self.announced() {
             _ if self.position == 0 && self.inbox.is_empty() => FIRST_READ,
-            Some(total) if total > SMALL_READ => {
-                (total - self.inbox.len()).clamp(SMALL_READ, self.inbox.len().max(LONG_READ))
-            }
+            Some(total) if total > SMALL_READ => total
+                .saturating_sub(self.inbox.len())
+                .clamp(SMALL_READ, self.inbox.len().max(LONG_READ)),
             _ => SMALL_READ,
         };
         if self.inbox.capacity() - self.inbox.len() < room {
@@ -149,10 +159,11 @@ impl Wire {
     /// A header beyond the limits, or descriptors that belong to no frame.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
         let Some(header) = self.header()? else {
-            return self.no_stray_fds().map(|()| None);
+            return self.no_fds_inside(None).map(|()| None);
         };
         let total = HEADER_LEN + header.len as usize;
         if self.inbox.len() < total {
+            self.no_fds_inside(Some(header.fds.into()))?;
             return Ok(None);
         }
         let fds = self.take_fds(header.fds.into())?;
@@ -200,6 +211,19 @@ impl Wire {
         Ok(fds)
     }
 
+    /// All that is here belongs to one frame that is not complete: descriptors came with its first byte or not
+    /// at all, and as many as it announces. Otherwise one frame could bring any number of them.
+    fn no_fds_inside(&self, announced: Option<usize>) -> Result<(), ProtocolError> {
+        self.no_stray_fds()?;
+        let count = self.arrivals.front().map_or(0, |arrival| arrival.fds.len());
+        let wrong = announced.is_some_and(|announced| count != announced);
+        match self.arrivals.back() {
+            Some(last) if wrong || last.begin > self.position => Err(ProtocolError::StrayFds),
+            None if wrong => Err(ProtocolError::StrayFds),
+            _ => Ok(()),
+        }
+    }
+
     /// Descriptors left over whose part of the stream has been consumed belong to nobody.
     fn no_stray_fds(&self) -> Result<(), ProtocolError> {
         match self.arrivals.front() {
@@ -216,7 +240,9 @@ impl Wire {
     /// It exceeds the limits; nothing is queued then.
     pub(crate) fn send(&mut self, frame: Outgoing) -> Result<(), ProtocolError> {
         let frame = frame.seal(self.max_frame, self.max_fds)?;
-        self.queued += HEADER_LEN + frame.payload_len();
+        let len = HEADER_LEN + frame.payload_len();
+        self.queued += len;
+        self.written += len as u64;
         let Outgoing {
             buf, pieces, fds, ..
         } = frame;
@@ -239,6 +265,38 @@ impl Wire {
     /// How many bytes wait to be written.
     pub(crate) fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// How many bytes have ever been queued; a frame that is queued now ends there.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// How many bytes have left.
+    pub(crate) fn departed(&self) -> u64 {
+        self.written - self.queued as u64
+    }
+
+    /// Takes back everything that was queued when `written` was what it says here. `false`: some of it has left.
+    pub(crate) fn retract(&mut self, written: u64) -> bool {
+        if written < self.departed() {
+            return false;
+        }
+        let mut surplus = (self.written - written) as usize;
+        (self.written, self.queued) = (written, self.queued - surplus);
+        while let Some(last) = self.outbox.back_mut() {
+            let len = last.bytes.as_slice().len();
+            if surplus < len {
+                last.bytes.truncate(len - surplus);
+                break;
+            }
+            surplus -= len;
+            self.outbox.pop_back();
+            if surplus == 0 {
+                break;
+            }
+        }
+        true
     }
 
     /// What to write next, if anything. Report with [`Wire::transmitted`].

@@ -14,6 +14,7 @@ use crate::error::Context as _;
 use crate::exit::Exit;
 use crate::listener::{Footprint, Listener};
 use crate::service::{Raw, Service};
+use crate::sys::file::{self, FileId};
 use crate::sys::{fdtable, process};
 use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
 use serde::Serialize;
@@ -70,7 +71,8 @@ pub struct Server {
     become_user: Option<(u32, u32)>,
     directory: Option<PathBuf>,
     umask: Option<u32>,
-    keep: Vec<RawFd>,
+    /// Numbers, and what they were open for.
+    keep: Vec<(RawFd, Option<FileId>)>,
     process_name: Option<String>,
     own_group: bool,
     grace: Duration,
@@ -226,9 +228,11 @@ impl Server {
     }
 
     /// A descriptor of the owner that it keeps, under the same number. All others but 0, 1 and 2 are replaced by
-    /// ones that refuse every use: the objects that own them may be dropped in the server, but not used.
+    /// ones that refuse every use: the objects that own them may be dropped in the server, but not used. It must
+    /// still be open at the start.
     pub fn keep_fd(mut self, fd: &impl AsFd) -> Server {
-        self.keep.push(fd.as_fd().as_raw_fd());
+        let id = file::look_at(fd).ok().map(|info| info.id);
+        self.keep.push((fd.as_fd().as_raw_fd(), id));
         self
     }
 
@@ -339,6 +343,11 @@ impl Server {
         if let Some(name) = self.service.too_long() {
             return Err(StartError::NameTooLong { name: name.into() });
         }
+        for (fd, id) in &self.keep {
+            if id.is_none() || fdtable::open_file(*fd) != *id {
+                return Err(StartError::KeptFdClosed { fd: *fd });
+            }
+        }
         for (signal, _) in &self.signals {
             if let Some((_, reason)) = FORBIDDEN.iter().find(|(forbidden, _)| forbidden == signal) {
                 return Err(StartError::ForbiddenSignal {
@@ -351,15 +360,23 @@ impl Server {
     }
 
     fn handled_signals(&self) -> Vec<i32> {
-        self.signals
+        let mut numbers: Vec<i32> = self
+            .signals
             .iter()
             .map(|(signal, _)| *signal as i32)
-            .collect()
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    fn kept_numbers(&self) -> Vec<RawFd> {
+        self.keep.iter().map(|(fd, _)| *fd).collect()
     }
 
     fn wait_until_ready(&self, child: &Child) -> Result<(), StartError> {
-        let deadline = Instant::now() + self.start_timeout;
-        match child.control.receive(Some(deadline)) {
+        let deadline = Instant::now().checked_add(self.start_timeout);
+        match child.control.receive(deadline) {
             Ok(Some(Report::Ready)) => Ok(()),
             Ok(Some(Report::Failed(failure))) => Err(failure.into()),
             Err(err) if err.kind() == io::ErrorKind::TimedOut => {
@@ -367,7 +384,7 @@ impl Server {
             }
             Ok(None) | Err(_) => {
                 let exit = child
-                    .wait(Some(deadline))
+                    .wait(deadline)
                     .start("wait for the server that failed to start")?;
                 Err(StartError::Died(exit.unwrap_or(Exit::Unknown)))
             }

@@ -47,6 +47,7 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     engine.begin_drain();
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
     site.listener.remove_file();
+    refuse_orders(&engine, ties.as_ref());
     let deadline = match ending {
         Ending::Ordered => None,
         _ => Instant::now().checked_add(server.grace),
@@ -60,6 +61,17 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     }
     drop(signals);
     (ending, finished)
+}
+
+/// Connections that the owner has handed over and that nobody has looked at are turned away.
+fn refuse_orders(engine: &Threaded, ties: Option<&Ties>) {
+    let Some(ties) = ties else { return };
+    while let Ok(Some(order)) = ties.control.receive(Some(Instant::now())) {
+        if let Order::Serve(socket) = order {
+            // If it cannot be turned away the client sees it closed.
+            let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
+        }
+    }
 }
 
 fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Ending {
@@ -95,8 +107,11 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
                     // If it cannot be served the client sees it closed.
                     let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
                 }
-                // The owner has released us, or talks nonsense: the lifeline tells the rest.
-                Ok(None) | Err(_) => control = None,
+                // The owner has released us: the lifeline tells the rest.
+                Ok(None) => control = None,
+                // An order that cannot be read, or whose descriptor found no room in our table. The owner sees
+                // its end of the connection closed, and may give others.
+                Err(_) => {}
             }
         }
         if watching {

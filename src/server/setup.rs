@@ -29,12 +29,12 @@ pub(super) fn serve_as_child(server: &Server, bound: Bound, ties: Ties) -> i32 {
         Ok(serving) => serving,
         Err(failure) => {
             // An owner that is gone needs no report.
-            let _ = ties.control.send(&Report::Failed(failure));
+            let _ = ties.control.send(&Report::Failed(failure), None);
             return 1;
         }
     };
     // As above: the lifeline tells.
-    let _ = ties.control.send(&Report::Ready);
+    let _ = ties.control.send(&Report::Ready, None);
     match serve::until_told(server, serving, Some(ties)) {
         (Ending::Signal(signal), _) => {
             process::flush_standard_output(128 + signal);
@@ -46,7 +46,8 @@ pub(super) fn serve_as_child(server: &Server, bound: Bound, ties: Ties) -> i32 {
 
 /// Serves in a process that is the caller's.
 pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError> {
-    let signals = at("signals", Signals::share(&server.handled_signals()));
+    let signals = at("signals", Signals::share(&server.handled_signals()))
+        .inspect_err(|_| bound.remove_file());
     let serving = signals
         .and_then(|signals| prepare(server, bound, signals))
         .map_err(StartError::from)?;
@@ -67,10 +68,14 @@ fn become_server(server: &Server, bound: &Bound, ties: &Ties) -> Result<Signals,
     let keep = [
         &ties.descriptors()[..],
         &signals.descriptors(),
-        &server.keep,
+        &server.kept_numbers(),
     ]
     .concat();
-    let keep: Vec<RawFd> = keep.into_iter().chain(bound.descriptors()).collect();
+    // A number that was closed and used again since `keep_fd` must not keep us alive.
+    let keep = keep
+        .into_iter()
+        .filter(|fd| !ties.owner_ends().contains(fd));
+    let keep: Vec<RawFd> = keep.chain(bound.descriptors()).collect();
     at("descriptors", fdtable::poison_except(&keep))?;
     at(
         "dead-man switch",
@@ -139,6 +144,8 @@ fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
             }
         }
     }
+    // A hook may have installed a panic hook of its own.
+    panics::stay_in_front();
     control.set_states(states);
     Ok(control)
 }

@@ -11,13 +11,15 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Of the kernel's `include/uapi/asm-generic/fcntl.h`; the C library's crate does not have it.
 const F_SETSIG: libc::c_int = 10;
 
 static LIFELINE: AtomicI32 = AtomicI32::new(-1);
+/// The timer runs: further signals must not put it off.
+static COUNTING: AtomicBool = AtomicBool::new(false);
 static TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(null_mut());
 static GRACE: AtomicU64 = AtomicU64::new(0);
 
@@ -25,6 +27,8 @@ static GRACE: AtomicU64 = AtomicU64::new(0);
 ///
 /// The open file of `lifeline` must be this process's own: the kernel remembers one process for each open file.
 pub(crate) fn arm(lifeline: BorrowedFd<'_>, grace: Duration) -> io::Result<()> {
+    // A parent that is a server itself may be ending.
+    COUNTING.store(false, Ordering::SeqCst);
     TIMER.store(kill_timer()?, Ordering::SeqCst);
     GRACE.store(
         grace.as_nanos().clamp(1, u128::from(u64::MAX)) as u64,
@@ -69,7 +73,7 @@ extern "C" fn lifeline_moved(_: libc::c_int) {
     // SAFETY: one pollfd, and a count of one; poll is async-signal-safe.
     let ended =
         unsafe { libc::poll(&raw mut line, 1, 0) } == 1 && line.revents & libc::POLLHUP != 0;
-    if ended {
+    if ended && !COUNTING.swap(true, Ordering::SeqCst) {
         let grace = GRACE.load(Ordering::SeqCst);
         let once = libc::timespec {
             tv_sec: 0,

@@ -5,6 +5,7 @@
 //! poisoned descriptor is open, can be dropped, and refuses every use.
 
 use super::check;
+use super::file::{FileId, Info};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -14,6 +15,18 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 /// Poisons every descriptor but 0, 1, 2 and those in `keep`.
 pub(crate) fn poison_except(keep: &[RawFd]) -> io::Result<()> {
     let poison = poison()?;
+    // A number above the soft limit can be open, but nothing can be put in its place.
+    let limit = limit()?;
+    set_limit(libc::rlimit {
+        rlim_cur: limit.rlim_max,
+        ..limit
+    })?;
+    let result = poison_all(&poison, keep);
+    set_limit(limit)?;
+    result
+}
+
+fn poison_all(poison: &OwnedFd, keep: &[RawFd]) -> io::Result<()> {
     for fd in open_descriptors()? {
         if fd > 2 && !keep.contains(&fd) && fd != poison.as_raw_fd() {
             // SAFETY: both numbers are open; whoever owns `fd` still owns an open descriptor afterwards.
@@ -50,25 +63,50 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
         return probe_descriptors();
     };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut numbers = Vec::new();
+    for entry in entries {
+        // One that cannot be read must not be missed.
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        numbers.push(number.ok_or(io::ErrorKind::InvalidData)?);
+    }
     // The directory itself is among them, and closed by now.
-    Ok(numbers
-        .collect::<Vec<_>>()
-        .into_iter()
-        .filter(|&fd| is_open(fd))
-        .collect())
+    numbers.retain(|&fd| is_open(fd));
+    Ok(numbers)
 }
 
 fn probe_descriptors() -> io::Result<Vec<RawFd>> {
+    let highest = RawFd::try_from(limit()?.rlim_max).unwrap_or(RawFd::MAX);
+    Ok((0..highest).filter(|&fd| is_open(fd)).collect())
+}
+
+/// How many descriptors this process may have: the soft limit.
+pub(crate) fn capacity() -> io::Result<usize> {
+    Ok(usize::try_from(limit()?.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// What a number is open for, if it is.
+pub(crate) fn open_file(fd: RawFd) -> Option<FileId> {
+    let mut stat = std::mem::MaybeUninit::uninit();
+    // SAFETY: any number may be asked about, and `stat` has room for the answer.
+    check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: fstat succeeded and has filled it in.
+    Some(Info::new(&unsafe { stat.assume_init() }).id)
+}
+
+fn limit() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: `limit` has room for the result.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
-    Ok((0..limit.rlim_cur as RawFd)
-        .filter(|&fd| is_open(fd))
-        .collect())
+    Ok(limit)
+}
+
+fn set_limit(limit: libc::rlimit) -> io::Result<()> {
+    // SAFETY: a valid limit: one that was in force, or has its own maximum.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
 }
 
 fn is_open(fd: RawFd) -> bool {

@@ -29,10 +29,12 @@ pub(crate) struct Info {
     pub(crate) mode: u32,
     pub(crate) size: u64,
     pub(crate) is_socket: bool,
+    pub(crate) is_file: bool,
+    pub(crate) links: u64,
 }
 
 impl Info {
-    fn new(stat: &FileStat) -> Info {
+    pub(super) fn new(stat: &FileStat) -> Info {
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         Info {
             id: FileId {
@@ -44,6 +46,8 @@ impl Info {
             mode: stat.st_mode & 0o7777,
             size: stat.st_size as u64,
             is_socket: kind == SFlag::S_IFSOCK,
+            is_file: kind == SFlag::S_IFREG,
+            links: stat.st_nlink as u64,
         }
     }
 }
@@ -67,6 +71,15 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(
         path,
         OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Opens a directory to look at it, which needs no right to read it.
+pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(
+        path,
+        OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?)
 }
@@ -164,6 +177,18 @@ pub(crate) fn remove_if(directory: &impl AsFd, name: &Path, id: FileId) -> io::R
 /// A path to an open descriptor, short whatever the file's own path is.
 pub(crate) fn descriptor_path(file: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+}
+
+/// Makes a new file of mode 0600, whose name ends differently from all others: six `X` at the end of `template` are
+/// replaced.
+pub(crate) fn make_temporary(template: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let (file, path) = nix::unistd::mkstemp(template)?;
+    nix::fcntl::fcntl(
+        &file,
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+    )?;
+    nix::sys::stat::fchmod(&file, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Ok((file, path))
 }
 
 /// A file in memory.

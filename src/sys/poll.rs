@@ -26,9 +26,18 @@ pub(crate) fn readable<const N: usize>(
     Ok(fds.map(|fd| fd.is_some() && seen.next().unwrap_or(false)))
 }
 
-/// Waits until `fd` is readable or writable, and says what it is.
-pub(crate) fn ready(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<(bool, bool)> {
-    let mut polled = [PollFd::new(fd, PollFlags::POLLIN | PollFlags::POLLOUT)];
+/// Waits until `fd` is writable or, if that is of interest, readable, and says what it is.
+pub(crate) fn ready(
+    fd: BorrowedFd<'_>,
+    reading: bool,
+    deadline: Option<Instant>,
+) -> io::Result<(bool, bool)> {
+    let reading = if reading {
+        PollFlags::POLLIN
+    } else {
+        PollFlags::empty()
+    };
+    let mut polled = [PollFd::new(fd, reading | PollFlags::POLLOUT)];
     wait(&mut polled, deadline)?;
     let seen = polled[0].revents().unwrap_or(PollFlags::POLLERR);
     let broken = seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
@@ -36,6 +45,13 @@ pub(crate) fn ready(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result
         broken || seen.contains(PollFlags::POLLIN),
         broken || seen.contains(PollFlags::POLLOUT),
     ))
+}
+
+/// Waits until `fd` is writable, or broken. `false`: the deadline passed before.
+pub(crate) fn writable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];
+    wait(&mut polled, deadline)?;
+    Ok(polled[0].any().unwrap_or(true))
 }
 
 /// Whether the other end of `fd` is closed altogether (and not only for writing).

@@ -63,12 +63,17 @@ pub(crate) fn leave(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Flushes standard output, and ends the process with `status` if that takes longer than a second.
+/// Flushes standard output, and ends the process with `status` if that takes longer than a second; a status of 128
+/// and more stands for death by a signal.
 pub(crate) fn flush_standard_output(status: i32) {
     static STATUS: AtomicI32 = AtomicI32::new(0);
     extern "C" fn leave_now(_: libc::c_int) {
-        // SAFETY: `_exit` is async-signal-safe.
-        unsafe { libc::_exit(STATUS.load(Ordering::SeqCst)) }
+        match STATUS.load(Ordering::SeqCst) {
+            // 128 and a signal: the shell's way to say what ended a process.
+            status @ 129.. => signal::die_of(status - 128),
+            // SAFETY: `_exit` is async-signal-safe.
+            status => unsafe { libc::_exit(status) },
+        }
     }
     STATUS.store(status, Ordering::SeqCst);
     if signal::catch(libc::SIGALRM, leave_now).is_ok() && signal::unblock(libc::SIGALRM).is_ok() {
@@ -101,7 +106,8 @@ pub(crate) fn other_threads(patience: Duration) -> Option<usize> {
 }
 
 fn count_threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+    // Where nothing can be known, the worst is assumed.
+    std::fs::read_dir("/proc/self/task").map_or(2, Iterator::count)
 }
 
 /// How often this process was forked off, counted from its first ancestor that asked. It tells a copy from the

@@ -105,23 +105,22 @@ fn installed(message: &libc::msghdr) -> Vec<OwnedFd> {
 }
 
 /// Sends some of `parts`, and with the first byte all of `fds`. With `now` it does not wait for room.
-///
-/// # Panics
-/// More than 253 descriptors, in debug builds; the kernel refuses them otherwise.
 pub(crate) fn send(
     socket: &impl AsFd,
     parts: &[IoSlice<'_>],
     fds: &[Arc<OwnedFd>],
     now: bool,
 ) -> io::Result<usize> {
-    debug_assert!(fds.len() <= MAX_RIGHTS);
+    if fds.len() > MAX_RIGHTS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut control = MaybeUninit::<[usize; CONTROL_WORDS]>::uninit();
     // SAFETY: all zeroes are a valid msghdr.
     let mut message = unsafe { MaybeUninit::<libc::msghdr>::zeroed().assume_init() };
     // The kernel only reads through this pointer; an IoSlice has the layout of an iovec.
     message.msg_iov = parts.as_ptr().cast_mut().cast();
     message.msg_iovlen = parts.len() as _;
-    if !fds.is_empty() && fds.len() <= MAX_RIGHTS {
+    if !fds.is_empty() {
         message.msg_control = control.as_mut_ptr().cast();
         write_rights(&mut message, fds);
     }

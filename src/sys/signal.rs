@@ -7,7 +7,7 @@
 use super::check;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -146,6 +146,8 @@ impl Signals {
     pub(crate) fn take_over(handled: &[libc::c_int]) -> io::Result<Signals> {
         let signals = Signals::new()?;
         PIPE.store(signals.write.as_raw_fd(), Ordering::SeqCst);
+        // A parent that is a server itself may be ending.
+        ENDING.store(false, Ordering::SeqCst);
         catch(libc::SIGHUP, ignore)?;
         catch(libc::SIGPIPE, ignore)?;
         catch(libc::SIGINT, note_ending)?;
@@ -206,36 +208,58 @@ impl AsFd for Signals {
 struct Shared {
     signal: libc::c_int,
     id: signal_hook::SigId,
-    before: libc::sigaction,
 }
 
-/// signal-hook's own actions, once it has been seen to install one. It believes that what it installed stays,
-/// and would not do it again after we have given the signal back.
-static HOOKS: Mutex<Option<HashMap<libc::c_int, libc::sigaction>>> = Mutex::new(None);
+/// What is known about a signal that was ever shared.
+struct Known {
+    /// signal-hook's own action, once it has been seen to install it. It believes that what it installed stays,
+    /// and would not do it again after we have given the signal back.
+    hook: Option<libc::sigaction>,
+    /// What was in force before the first of those who share it now.
+    before: libc::sigaction,
+    /// How many share it now: servers may run in several threads of a process.
+    sharers: usize,
+}
+
+static KNOWN: Mutex<BTreeMap<libc::c_int, Known>> = Mutex::new(BTreeMap::new());
 
 impl Shared {
     fn register(signal: libc::c_int, pipe: Arc<OwnedFd>) -> io::Result<Shared> {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let before = get_raw(signal)?;
         let action = move || write_signal(pipe.as_raw_fd(), signal);
         // SAFETY: the action writes one byte, which is async-signal-safe.
         let id = unsafe { signal_hook::low_level::register(signal, action) }?;
         let after = get_raw(signal)?;
-        let mut hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
-        let hooks = hooks.get_or_insert_default();
+        let known = known.entry(signal).or_insert(Known {
+            hook: None,
+            before,
+            sharers: 0,
+        });
+        if known.sharers == 0 {
+            known.before = before;
+        }
+        known.sharers += 1;
         if after.sa_sigaction != before.sa_sigaction {
-            hooks.insert(signal, after);
-        } else if let Some(hook) = hooks.get(&signal) {
+            known.hook = Some(after);
+        } else if let Some(hook) = &known.hook {
             set_raw(signal, hook)?;
         }
-        Ok(Shared { signal, id, before })
+        Ok(Shared { signal, id })
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         signal_hook::low_level::unregister(self.id);
-        // It was in force before, so the kernel takes it again.
-        let _ = set_raw(self.signal, &self.before);
+        if let Some(known) = known.get_mut(&self.signal) {
+            known.sharers -= 1;
+            if known.sharers == 0 {
+                // It was in force before, so the kernel takes it again.
+                let _ = set_raw(self.signal, &known.before);
+            }
+        }
     }
 }
 

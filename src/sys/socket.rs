@@ -4,6 +4,7 @@
 
 use super::pidfd::PidFd;
 use super::{check, retry};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::stat::Mode;
@@ -167,6 +168,12 @@ pub(crate) fn shut_down_reading(socket: &impl AsFd) {
     let _ = socket::shutdown(socket.as_fd().as_raw_fd(), socket::Shutdown::Read);
 }
 
+/// Ends both directions, whoever else has the socket.
+pub(crate) fn shut_down(socket: &impl AsFd) {
+    // As above.
+    let _ = socket::shutdown(socket.as_fd().as_raw_fd(), socket::Shutdown::Both);
+}
+
 /// Who is at the other end: for a server, who connected; for a client, who listened.
 pub(crate) fn peer_credentials(socket: &impl AsFd) -> io::Result<Credentials> {
     let credentials = socket::getsockopt(&socket.as_fd(), sockopt::PeerCredentials)?;
@@ -177,8 +184,11 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> io::Result<Credentials> {
     })
 }
 
-/// The kernel's name for the process at the other end, where it has one (since Linux 6.9).
-pub(crate) fn peer_identity(socket: &impl AsFd) -> Option<u64> {
-    let pidfd = socket::getsockopt(&socket.as_fd(), sockopt::PeerPidfd).ok()?;
-    PidFd::from_fd(pidfd).identity()
+/// The process at the other end, where the kernel can name it (since Linux 6.5).
+pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<Option<PidFd>> {
+    match socket::getsockopt(&socket.as_fd(), sockopt::PeerPidfd) {
+        Ok(pidfd) => Ok(Some(PidFd::from_fd(pidfd))),
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        Err(err) => Err(err.into()),
+    }
 }

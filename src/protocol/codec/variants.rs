@@ -40,6 +40,7 @@ impl<'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for TypedEnum<'a, A> {
                 inner,
                 decoding: self.decoding,
                 counted: false,
+                entries: 0,
             },
         ))
     }
