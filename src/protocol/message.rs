@@ -67,7 +67,7 @@ pub(crate) struct Welcome {
 }
 
 impl Welcome {
-    /// Bytes 4 to 12 will name the worker and its generation; with one process they are zero.
+    /// Bytes 4 to 12 are reserved: they will name a worker and its generation when there are several.
     pub(crate) fn write(self) -> Outgoing {
         let mut frame = Outgoing::new(Kind::Welcome, 0);
         let flags = if self.fds { FDS } else { 0 };

@@ -47,6 +47,10 @@ impl Info {
             size: stat.st_size as u64,
             is_socket: kind == SFlag::S_IFSOCK,
             is_file: kind == SFlag::S_IFREG,
+            #[allow(
+                clippy::unnecessary_cast,
+                reason = "it is narrower on some architectures"
+            )]
             links: stat.st_nlink as u64,
         }
     }

@@ -33,6 +33,10 @@ crate::tests![
     eight_clients_are_served_at_once,
     an_authenticated_client_knows_it,
     errors_convert_into_the_crates_own,
+    a_call_that_ran_is_not_called_unsent,
+    a_call_that_was_not_sent_does_not_run_later,
+    large_answers_are_read_while_calls_are_begun,
+    a_panic_hook_of_ones_own_is_kept_out,
 ];
 
 fn a_fault_carries_code_message_and_causes() {
@@ -581,6 +585,98 @@ fn errors_convert_into_the_crates_own() {
     let err = all().unwrap_err();
     assert!(
         matches!(err, forkserver::Error::Call(CallError::UnknownName { .. })),
+        "{err}"
+    );
+}
+
+fn counting() -> (Server, std::io::PipeReader, std::io::PipeWriter) {
+    let (definition, entered, leave) = gate(echo());
+    let count = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&count);
+    let definition = definition
+        .handle("inc", move |_, _: Bytes| {
+            Ok(count.fetch_add(1, Ordering::SeqCst) + 1)
+        })
+        .handle("count", move |_, (): ()| Ok(counter.load(Ordering::SeqCst)));
+    (definition, entered, leave)
+}
+
+fn a_call_that_ran_is_not_called_unsent() {
+    let (definition, mut entered, mut leave) = counting();
+    let server = definition.start().unwrap();
+    let mut client = server
+        .connect()
+        .unwrap()
+        .with_timeout(Duration::from_millis(100));
+    let first = client.begin::<_, (bool, bool)>("gate", &()).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
+    // This one is far too large for the socket's buffer while the server is busy.
+    let _later = client.begin::<_, u32>("inc", &Bytes::from(vec![0; 4 << 20]));
+    let err = client.finish(first).unwrap_err();
+    assert!(matches!(err, CallError::TimedOut { .. }), "{err}");
+    assert_eq!(err.delivery(), Delivery::MaybeExecuted, "it is running");
+    leave.write_all(b"x").unwrap();
+}
+
+fn a_call_that_was_not_sent_does_not_run_later() {
+    let (definition, mut entered, mut leave) = counting();
+    let server = definition.start().unwrap();
+    let mut client = server
+        .connect()
+        .unwrap()
+        .with_timeout(Duration::from_millis(100));
+    let first = client.begin::<_, (bool, bool)>("gate", &()).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
+    let mut not_sent = 0;
+    // Fills the socket until nothing of a call leaves any more.
+    let small = Bytes::from(vec![0; 60_000]);
+    for _ in 0..20 {
+        let err = client.call::<_, u32>("inc", &small).unwrap_err();
+        assert!(matches!(err, CallError::TimedOut { .. }), "{err}");
+        not_sent += u32::from(err.delivery() == Delivery::NotSent);
+    }
+    assert!(not_sent > 0 && not_sent < 20, "{not_sent}");
+    leave.write_all(b"x").unwrap();
+    drop(first);
+    let mut client = client.with_timeout(Duration::from_secs(10));
+    let executed: u32 = client.call("count", &()).unwrap();
+    assert_eq!(
+        executed,
+        20 - not_sent,
+        "what was NotSent did not run, and everything else did"
+    );
+}
+
+fn large_answers_are_read_while_calls_are_begun() {
+    let server = Server::new()
+        .handle("echo", |_, bytes: Bytes| Ok(bytes))
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    let bytes = Bytes::from(vec![1; 6000]);
+    let calls: Vec<_> = (0..2000)
+        .map(|_| client.begin::<_, Bytes>("echo", &bytes).unwrap())
+        .collect();
+    for call in calls {
+        assert!(client.finish(call).unwrap() == bytes);
+    }
+}
+
+fn a_panic_hook_of_ones_own_is_kept_out() {
+    let server = panicking()
+        .initialize(|_| {
+            std::panic::set_hook(Box::new(|_| eprintln!("an error reporter")));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let err = server
+        .connect()
+        .unwrap()
+        .call::<_, ()>("text", &())
+        .unwrap_err();
+    assert!(
+        matches!(&err, CallError::Panicked { message, location } if message == "just text" && location.contains("calls.rs")),
         "{err}"
     );
 }

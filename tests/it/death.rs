@@ -24,6 +24,7 @@ crate::tests![
     a_host_that_ignores_its_children_learns_the_status,
     a_host_that_reaps_everything_is_not_hung,
     only_our_own_child_is_reaped,
+    more_signals_do_not_put_the_end_off,
 ];
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -379,4 +380,26 @@ fn only_our_own_child_is_reaped() {
     server.stop().unwrap();
     // Its status is still there.
     other.finish();
+}
+
+fn more_signals_do_not_put_the_end_off() {
+    let mut owner = Helper::start(|test| {
+        let server = echo()
+            .grace(GRACE)
+            .finalize(|_| {
+                spin();
+            })
+            .start()
+            .unwrap();
+        test.say(server.pid());
+        test.wait();
+    });
+    let server = owner.hear_pid();
+    owner.kill();
+    let start = Instant::now();
+    while server.is_alive() {
+        let _ = kill(server.pid, Signal::SIGIO);
+        assert!(start.elapsed() < GRACE + Duration::from_millis(500));
+    }
+    server.reap();
 }

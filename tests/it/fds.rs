@@ -26,6 +26,7 @@ crate::tests![
     hostile_descriptors_leave_nothing_behind,
     descriptors_before_the_password_are_refused,
     near_the_limit_of_descriptors_nothing_is_lost,
+    an_unfinished_frame_brings_no_more_descriptors,
 ];
 
 /// How many descriptors the server has. A call goes first: what was closed before it is closed.
@@ -438,4 +439,24 @@ fn near_the_limit_of_descriptors_nothing_is_lost() {
         drop(other);
         settles(&server, &mut client, before);
     }
+}
+
+fn an_unfinished_frame_brings_no_more_descriptors() {
+    let server = server().start().unwrap();
+    let mut client = server.connect().unwrap();
+    let before = count(&server, &mut client);
+    let null = null();
+    let mut raw = Raw::connect(&server);
+    raw.write(&hello_frame(&server));
+    let many = vec![null.as_raw_fd(); 253];
+    let mut bytes = frame(4, 253, 0, 1, &[7; 1000]);
+    bytes.truncate(12);
+    let _ = send(&raw, &bytes, &many);
+    for _ in 0..20 {
+        let _ = send(&raw, &[7], &many);
+        assert!(count(&server, &mut client) <= before + 2 * 253 + 1);
+    }
+    assert!(raw.read_to_end().len() > 24, "it is told why");
+    drop(raw);
+    settles(&server, &mut client, before);
 }

@@ -20,6 +20,7 @@ crate::tests![
     what_kills_plain_bincode_is_refused_quickly,
     limits_of_values_hold_at_the_limit_and_one_beyond,
     a_server_that_lies_is_a_protocol_error,
+    strangers_keep_nobody_out,
 ];
 
 /// A connection without manners.
@@ -474,4 +475,23 @@ fn a_server_that_lies_is_a_protocol_error() {
         assert!(matches!(err, CallError::Protocol(_)), "{answer:?}: {err}");
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+fn strangers_keep_nobody_out() {
+    let mut limits = Limits::default();
+    limits.max_unauthenticated = 10;
+    limits.max_connections = 30;
+    limits.auth_timeout = Duration::from_secs(60);
+    let server = echo().limits(limits).start().unwrap();
+    let mut known = server.connect().unwrap();
+    assert_eq!(known.call::<_, String>("echo", "x").unwrap(), "x");
+    let mut strangers: Vec<_> = (0..40).map(|_| Raw::connect(&server)).collect();
+    let start = Instant::now();
+    still_answers(&server);
+    let mut client = Client::connect(server.address()).unwrap();
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    // The oldest had to go.
+    assert!(strangers[0].read_to_end().is_empty());
+    assert_eq!(known.call::<_, String>("echo", "x").unwrap(), "x");
 }

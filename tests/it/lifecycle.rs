@@ -38,6 +38,12 @@ crate::tests![
     stdout_is_written_once,
     the_handle_is_the_servers_pidfd,
     the_server_becomes_what_it_is_told_to_be,
+    a_full_control_line_holds_nobody_up,
+    an_order_that_finds_no_room_costs_nothing_else,
+    endless_durations_are_no_mistake,
+    a_kept_descriptor_must_still_be_there,
+    a_saved_address_replaces_nothing_else,
+    what_was_handed_over_and_not_looked_at_is_refused,
 ];
 
 pub fn echo() -> Server {
@@ -640,4 +646,145 @@ fn the_server_becomes_what_it_is_told_to_be() {
     let server = group.start().unwrap();
     let group: i32 = server.connect().unwrap().call("group", &()).unwrap();
     assert_eq!(group, nix::unistd::getpgrp().as_raw());
+}
+
+fn a_full_control_line_holds_nobody_up() {
+    use nix::sys::signal::{Signal, kill};
+    let server = echo().start().unwrap();
+    let watched = Watched::server(&server);
+    kill(watched.pid, Signal::SIGSTOP).unwrap();
+    // Nobody reads them; at some point there is no room for one more.
+    let mut clients = Vec::new();
+    let refused = loop {
+        match server.connect() {
+            Ok(client) => clients.push(client),
+            Err(err) => break err,
+        }
+        assert!(clients.len() < 10_000);
+    };
+    assert!(matches!(refused, ConnectError::TimedOut(_)), "{refused}");
+    let start = Instant::now();
+    assert_eq!(
+        server.stop_within(Duration::from_millis(100)).unwrap(),
+        Exit::Signal(9)
+    );
+    assert!(
+        start.elapsed() < Duration::from_millis(1200),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+fn an_order_that_finds_no_room_costs_nothing_else() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let server = echo()
+        .handle("limit", |_, full: bool| {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            if !full {
+                return Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?);
+            }
+            // The lowest number that is free shall be beyond the limit.
+            let used: Vec<u64> = crate::harness::descriptors("self")
+                .iter()
+                .map(|(n, _)| n.parse().unwrap())
+                .collect();
+            let limit = (0..).find(|n| !used.contains(n)).unwrap();
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?)
+        })
+        .start()
+        .unwrap();
+    let mut first = server.connect().unwrap();
+    first.call::<_, ()>("limit", &true).unwrap();
+    let err = server
+        .connect()
+        .unwrap()
+        .call::<_, String>("echo", "x")
+        .unwrap_err();
+    assert!(
+        matches!(err, forkserver::CallError::Disconnected { .. }),
+        "{err}"
+    );
+    first.call::<_, ()>("limit", &false).unwrap();
+    call_echo(&server);
+    assert_eq!(server.stop().unwrap(), Exit::Code(0));
+}
+
+fn endless_durations_are_no_mistake() {
+    let server = echo()
+        .grace(Duration::MAX)
+        .start_timeout(Duration::MAX)
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap().with_timeout(Duration::MAX);
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    assert_eq!(server.stop_within(Duration::MAX).unwrap(), Exit::Code(0));
+}
+
+fn a_kept_descriptor_must_still_be_there() {
+    let (read, write) = std::io::pipe().unwrap();
+    let definition = echo().keep_fd(&write);
+    definition.start().unwrap().stop().unwrap();
+    drop(write);
+    assert!(matches!(
+        definition.start(),
+        Err(StartError::KeptFdClosed { .. })
+    ));
+    let other = std::fs::File::open("/dev/null").unwrap();
+    assert!(
+        matches!(definition.start(), Err(StartError::KeptFdClosed { .. })),
+        "the number stands for another file"
+    );
+    drop((read, other));
+}
+
+fn a_saved_address_replaces_nothing_else() {
+    let server = echo().start().unwrap();
+    let directory = std::env::temp_dir().join("d");
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("address");
+    server.address().save(&path).unwrap();
+    server.address().save(&path).unwrap();
+    assert!(
+        server
+            .address()
+            .save(directory.join("missing/address"))
+            .is_err()
+    );
+    let names: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["address"]);
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+fn what_was_handed_over_and_not_looked_at_is_refused() {
+    use forkserver::{CallError, Signal};
+    use std::io::{Read, Write};
+    let (mut entered, enter) = std::io::pipe().unwrap();
+    let (wait, mut leave) = std::io::pipe().unwrap();
+    let definition = echo().keep_fd(&enter).keep_fd(&wait);
+    let server = definition
+        .handle_signal(Signal::SIGUSR1, move |control| {
+            (&enter).write_all(b"!").unwrap();
+            (&wait).read_exact(&mut [0]).unwrap();
+            control.stop();
+        })
+        .start()
+        .unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(server.pid() as i32),
+        Signal::SIGUSR1,
+    )
+    .unwrap();
+    entered.read_exact(&mut [0]).unwrap();
+    // The control thread is busy; it will stop before it looks at this.
+    let mut client = server.connect().unwrap();
+    let pending = client.begin::<_, String>("echo", "x").unwrap();
+    leave.write_all(b"x").unwrap();
+    match client.finish(pending) {
+        Err(err) => assert!(matches!(err, CallError::Stopping), "{err}"),
+        Ok(text) => assert_eq!(text, "x", "it was looked at after all"),
+    }
+    server.stop().unwrap();
 }

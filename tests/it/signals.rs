@@ -25,6 +25,9 @@ crate::tests![
     run_ends_with_the_signal,
     run_keeps_the_hosts_actions_alive,
     signals_interrupt_nothing,
+    run_hears_a_signal_once_for_each_handler,
+    two_servers_in_one_process_share_signals,
+    a_server_started_by_an_ending_server_is_not_ending,
 ];
 
 fn send(server: &ServerHandle, signal: Signal) {
@@ -158,6 +161,11 @@ fn the_parents_handlers_never_run_in_the_child() {
 
 /// A server in the middle of a call that waits for a byte.
 fn busy() -> (ServerHandle, std::io::PipeReader, std::io::PipeWriter) {
+    let (definition, entered, leave) = waiting();
+    (definition.start().unwrap(), entered, leave)
+}
+
+fn waiting() -> (Server, std::io::PipeReader, std::io::PipeWriter) {
     let (entered, enter) = std::io::pipe().unwrap();
     let (wait, leave) = std::io::pipe().unwrap();
     let definition = echo()
@@ -168,7 +176,7 @@ fn busy() -> (ServerHandle, std::io::PipeReader, std::io::PipeWriter) {
             (&wait).read_exact(&mut [0])?;
             Ok("answered")
         });
-    (definition.start().unwrap(), entered, leave)
+    (definition, entered, leave)
 }
 
 fn int_and_term_drain_and_then_kill() {
@@ -446,4 +454,82 @@ fn storm() {
 
 fn calm() {
     timer(0);
+}
+
+fn run_hears_a_signal_once_for_each_handler() {
+    install(Signal::SIGUSR1, SigHandler::SigDfl);
+    let before = raw_action(Signal::SIGUSR1);
+    let sum = std::sync::Arc::new(AtomicU32::new(0));
+    let (one, hundred) = (sum.clone(), sum.clone());
+    let definition = echo()
+        .handle_signal(Signal::SIGUSR1, move |_| {
+            one.fetch_add(1, Ordering::SeqCst);
+        })
+        .handle_signal(Signal::SIGUSR1, move |control| {
+            hundred.fetch_add(100, Ordering::SeqCst);
+            control.stop();
+        });
+    let exit = run(definition, |_| {
+        kill(nix::unistd::getpid(), Signal::SIGUSR1).unwrap()
+    });
+    assert_eq!((exit, sum.load(Ordering::SeqCst)), (Exit::Code(0), 101));
+    assert_eq!(raw_action(Signal::SIGUSR1), before);
+}
+
+fn two_servers_in_one_process_share_signals() {
+    let before = raw_action(Signal::SIGTERM);
+    let (started, is_started) = std::sync::mpsc::channel();
+    let stoppable = || {
+        echo().handle("stop", |ctx, (): ()| {
+            ctx.control().stop();
+            Ok(())
+        })
+    };
+    let first = std::thread::spawn(move || {
+        run(stoppable(), move |mut client| {
+            started.send(()).unwrap();
+            client.call::<_, ()>("stop", &()).unwrap();
+        })
+    });
+    is_started.recv().unwrap();
+    let exit = run(stoppable(), move |mut client| {
+        assert_eq!(first.join().unwrap(), Exit::Code(0));
+        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        assert_ne!(
+            raw_action(Signal::SIGTERM),
+            (0, 0),
+            "the second still has the signal"
+        );
+        kill(nix::unistd::getpid(), Signal::SIGTERM).unwrap();
+    });
+    assert_eq!(exit, Exit::Signal(Signal::SIGTERM as i32));
+    assert_eq!(raw_action(Signal::SIGTERM), before);
+}
+
+fn a_server_started_by_an_ending_server_is_not_ending() {
+    let (mut told, tell) = std::io::pipe().unwrap();
+    let server = echo()
+        .keep_fd(&tell)
+        .finalize(move |_| {
+            let (definition, mut entered, mut leave) = waiting();
+            let nested = definition.start().unwrap();
+            let mut client = nested.connect().unwrap();
+            let pending = client.begin::<_, String>("wait", &()).unwrap();
+            entered.read_exact(&mut [0]).unwrap();
+            send(&nested, Signal::SIGTERM);
+            while nested.address().path().exists() {
+                std::thread::yield_now();
+            }
+            leave.write_all(b"x").unwrap();
+            let answer = client.finish(pending).unwrap_or_else(|err| err.to_string());
+            (&tell).write_all(format!("{answer}\n").as_bytes()).unwrap();
+            nested.stop().unwrap();
+        })
+        .start()
+        .unwrap();
+    send(&server, Signal::SIGTERM);
+    let mut text = [0; 9];
+    told.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"answered\n");
+    assert_eq!(server.stop().unwrap(), Exit::Signal(Signal::SIGTERM as i32));
 }

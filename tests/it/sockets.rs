@@ -24,6 +24,10 @@ crate::tests![
     a_listener_can_be_handed_in,
     a_child_of_the_server_does_not_take_the_socket_along,
     the_backlog_is_told_that_the_server_stops,
+    a_lock_file_that_is_not_ours_is_left_alone,
+    a_dead_server_of_an_inherited_listener_is_known,
+    starts_that_fail_leave_nothing_behind,
+    a_server_that_gives_up_its_rights_cleans_up,
 ];
 
 fn at(path: impl Into<PathBuf>) -> Server {
@@ -409,4 +413,96 @@ fn the_backlog_is_told_that_the_server_stops() {
         let err = client.finish(pending).unwrap_err();
         assert!(matches!(err, CallError::Stopping), "{err}");
     }
+}
+
+fn a_lock_file_that_is_not_ours_is_left_alone() {
+    let (path, lock, precious) = (scratch("s"), scratch("s.lock"), scratch("precious"));
+    std::fs::write(&precious, "1 2 3\nprecious data").unwrap();
+    std::fs::hard_link(&precious, &lock).unwrap();
+    assert!(in_use(&at(&path)).contains("lock file is not ours"));
+    std::fs::remove_file(&lock).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(&precious).unwrap(),
+        "1 2 3\nprecious data"
+    );
+    std::fs::rename(&precious, &lock).unwrap();
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(in_use(&at(&path)).contains("lock file is not ours"));
+    assert_eq!(
+        std::fs::read_to_string(&lock).unwrap(),
+        "1 2 3\nprecious data"
+    );
+    std::fs::remove_file(&lock).unwrap();
+    nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(at(&path).start().is_err());
+    std::fs::remove_file(&lock).unwrap();
+}
+
+fn a_dead_server_of_an_inherited_listener_is_known() {
+    let path = scratch("handed");
+    let definition = echo().listen(Listener::from_fd(UnixListener::bind(&path).unwrap()));
+    let server = definition.start().unwrap();
+    let address = server.address().clone();
+    answers(&server);
+    server.stop().unwrap();
+    // The socket still listens, but nobody will ever accept.
+    assert!(matches!(
+        Client::connect(&address),
+        Err(forkserver::ConnectError::Impostor { .. })
+    ));
+    std::fs::remove_file(&path).unwrap();
+}
+
+fn starts_that_fail_leave_nothing_behind() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let mut outcomes = (0, 0);
+    for definition in [echo(), at(scratch("s"))] {
+        for limit in 3..40 {
+            setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
+            let result = definition.start();
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            match result {
+                Ok(server) => {
+                    outcomes.0 += 1;
+                    server.stop().unwrap();
+                }
+                Err(_) => outcomes.1 += 1,
+            }
+            let left: Vec<_> = std::fs::read_dir(std::env::temp_dir()).unwrap().collect();
+            assert!(left.is_empty(), "limit {limit}: {left:?}");
+        }
+    }
+    assert!(outcomes.0 > 5 && outcomes.1 > 5, "{outcomes:?}");
+}
+
+fn a_server_that_gives_up_its_rights_cleans_up() {
+    const NOBODY: u32 = 65_534;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    std::fs::set_permissions(
+        std::env::temp_dir(),
+        std::fs::Permissions::from_mode(0o1777),
+    )
+    .unwrap();
+    // A runtime directory of root's, in which the server will have no rights.
+    let runtime = scratch("run");
+    std::fs::create_dir(&runtime).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // SAFETY: there is one thread.
+    unsafe { std::env::set_var("XDG_RUNTIME_DIR", &runtime) };
+    let mut owner = Helper::start(|test| {
+        let server = echo().user(NOBODY, NOBODY).start().unwrap();
+        test.say(server.pid());
+        test.say(server.address().path().display());
+        test.wait();
+    });
+    let (server, path) = (owner.hear_pid(), PathBuf::from(owner.hear()));
+    owner.kill();
+    server.ends_within(std::time::Duration::from_secs(1));
+    server.reap();
+    assert!(!path.exists() && !path.parent().unwrap().exists());
+    std::fs::remove_dir(&runtime).unwrap();
+    std::fs::set_permissions(std::env::temp_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
 }
