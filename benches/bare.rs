@@ -5,7 +5,7 @@ use nix::unistd::{ForkResult, fork};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::PathBuf;
 
 /// A child that ends with this process, because its socket does.
 pub fn child(body: impl FnOnce()) {
@@ -42,9 +42,9 @@ pub fn batched(count: usize, size: usize) -> impl FnMut() {
 }
 
 /// One message of 100 bytes on a connection of its own.
-pub fn connect_each(path: &Path, identity: bool) -> impl FnMut() {
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).expect("a listener");
+pub fn connect_each(path: PathBuf, identity: bool) -> impl FnMut() {
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("a listener");
     child(move || {
         let mut buffer = [0; 4096];
         while let Ok((mut stream, _)) = listener.accept() {
@@ -53,7 +53,7 @@ pub fn connect_each(path: &Path, identity: bool) -> impl FnMut() {
             let _ = stream.read(&mut buffer);
         }
     });
-    let path = path.to_owned();
+
     move || {
         let mut stream = UnixStream::connect(&path).expect("a connection");
         if identity {

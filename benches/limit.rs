@@ -4,7 +4,7 @@
 //! `cargo bench` runs all; `cargo bench -- NAME` one; `ROUNDS=31 cargo bench` more rounds than the usual 15.
 //! Placement is part of each figure: `free`, `one core` (both processes on the first), `two cores`.
 
-#![allow(unsafe_code, clippy::incompatible_msrv)]
+#![allow(missing_docs, unreachable_pub, unsafe_code, clippy::incompatible_msrv)]
 
 mod bare;
 mod workloads;

@@ -135,7 +135,7 @@ fn call(placement: Placement) -> (Side, Side) {
 
 fn connect_to(placement: Placement, identity: bool) -> (Side, Side) {
     let path = std::env::temp_dir().join(format!("bench.{}.{identity}", std::process::id()));
-    let bare = pinned(placement, || bare::connect_each(&path, identity));
+    let bare = pinned(placement, || bare::connect_each(path, identity));
     let server = start(&server(), placement);
     let ours = move || {
         let client = Client::connect(server.address()).expect("a client");
