@@ -2,6 +2,7 @@
 //!
 //! Invariant: no rule of the protocol is here; an engine is a driver of sessions.
 
+mod acceptance;
 mod connections;
 mod crew;
 mod driver;

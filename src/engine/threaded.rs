@@ -4,29 +4,22 @@
 //! never sleeps for a single client, so that silent ones cost no thread and chatty ones starve nobody.
 
 use super::Site;
+use super::acceptance::{Acceptance, most_connections};
 use super::connections::Connections;
 use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
 use super::parking::{LISTENER, Parking, WAKER};
-use crate::connection::Connection;
-use crate::limits::Limits;
-use crate::protocol::message::Denied;
-use crate::protocol::wire::Wire;
 use crate::sys::epoll::Interest;
 use crate::sys::poll::Waker;
-use crate::sys::{fdtable, socket};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long nobody is accepted after the system refused a connection, at first and at most.
-const BACK_OFF: Duration = Duration::from_millis(10);
-const MAX_BACK_OFF: Duration = Duration::from_secs(1);
-/// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
-const MAX_BACKLOG: usize = 4096;
+/// A leader sleeps for this many clients in a row that do nothing.
+const PATIENCE: u32 = 2;
 /// A thread gives a chatty client's place to one that waits at most this often.
 const SWAP: Duration = Duration::from_millis(1);
 /// How often the watchdog looks.
@@ -38,25 +31,19 @@ pub(crate) struct Threaded {
     watch: Mutex<Watch>,
 }
 
-struct Shared {
-    site: Arc<Site>,
-    connections: Arc<Connections>,
-    parking: Parking,
+pub(super) struct Shared {
+    pub(super) site: Arc<Site>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) parking: Parking,
     crew: Crew,
     /// Makes the leader look.
     waker: Arc<Waker>,
     /// The last free thread found clients ready without waiting: there are more than threads.
     crowded: AtomicBool,
-    acceptance: Mutex<Acceptance>,
+    /// How often in a row a leader has slept for a client that did nothing.
+    in_vain: AtomicU32,
+    pub(super) acceptance: Mutex<Acceptance>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// Whether the listener is looked at.
-struct Acceptance {
-    watched: bool,
-    /// Not before then, because the system had no room for one more.
-    not_before: Option<Instant>,
-    back_off: Duration,
 }
 
 impl Threaded {
@@ -75,11 +62,8 @@ impl Threaded {
             ),
             crew: Crew::new(site.limits.max_threads),
             crowded: AtomicBool::new(false),
-            acceptance: Mutex::new(Acceptance {
-                watched: true,
-                not_before: None,
-                back_off: BACK_OFF,
-            }),
+            in_vain: AtomicU32::new(0),
+            acceptance: Mutex::default(),
             threads: Mutex::default(),
             site,
             parking,
@@ -148,16 +132,6 @@ impl Threaded {
         }
         finished
     }
-}
-
-/// As many connections as the limits allow and the descriptor table has room for, with some left for orders and
-/// handlers.
-fn most_connections(limits: &Limits) -> io::Result<usize> {
-    const LEFT: usize = 64;
-    let capacity = fdtable::capacity()?;
-    Ok(limits
-        .max_connections
-        .min(capacity.saturating_sub(LEFT).max(capacity / 2)))
 }
 
 impl Shared {
@@ -238,17 +212,21 @@ impl Shared {
         self.parking.events.next(deadline)
     }
 
-    /// Whether a thread may sleep in the kernel for a single client; a leader does if somebody could take over.
+    /// Whether a thread may sleep in the kernel for a single client; a leader does if somebody could take over, and
+    /// if it has not been for nothing lately: most clients call at once, but a flood of silent ones would cost a
+    /// nap each.
     fn may_sleep(&self, lead: Option<u64>) -> bool {
         match lead {
-            Some(token) if self.crew.leads(token) => self.crew.has_reserve(),
+            Some(token) if self.crew.leads(token) => {
+                self.in_vain.load(Ordering::Relaxed) < PATIENCE && self.crew.has_reserve()
+            }
             _ => !self.crew.is_headless(),
         }
     }
 
     /// Serves a session, for as long as it needs a thread. A leader gives the lead away to somebody at the second
     /// call: the client is a chatty one, and worth staying with.
-    fn serve(self: &Arc<Shared>, mut driver: Box<Driver>, lead: Option<u64>) {
+    pub(super) fn serve(self: &Arc<Shared>, mut driver: Box<Driver>, lead: Option<u64>) {
         let (mut calls, mut since) = (0, None);
         loop {
             match driver.turn(self.may_sleep(lead)) {
@@ -259,6 +237,9 @@ impl Shared {
                     }
                     driver.answer(call, now);
                     since.get_or_insert(now);
+                    if self.in_vain.load(Ordering::Relaxed) > 0 {
+                        self.in_vain.store(0, Ordering::Relaxed);
+                    }
                 }
                 Turn::Moved if driver.has_output() => {}
                 Turn::Moved => {
@@ -273,7 +254,12 @@ impl Shared {
                         None => return,
                     }
                 }
-                Turn::Waits(interest) => return self.park(driver, interest),
+                Turn::Waits(interest) => {
+                    if lead.is_some() && calls == 0 {
+                        self.in_vain.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return self.park(driver, interest);
+                }
                 Turn::Over => return,
             }
         }
@@ -327,112 +313,6 @@ impl Shared {
                 Turn::Waits(interest) => return self.park(driver, interest),
                 Turn::Over => return,
             }
-        }
-    }
-
-    // --- accepting -----------------------------------------------------------------------------------------
-
-    /// Takes one connection and serves it.
-    fn accept(self: &Arc<Shared>, token: u64) {
-        if !self.connections.has_room() {
-            return self.stop_accepting(None);
-        }
-        match socket::accept(&self.site.listener.socket) {
-            Ok(None) => {}
-            Ok(Some(socket)) => {
-                self.acceptance().back_off = BACK_OFF;
-                if let Ok(Some(driver)) = self.admit(socket) {
-                    self.serve(driver, Some(token));
-                }
-            }
-            // No descriptors or memory: there will be some when something has ended.
-            Err(_) => {
-                let back_off = self.acceptance().back_off;
-                self.stop_accepting(Some(Instant::now() + back_off));
-            }
-        }
-    }
-
-    /// Serves a connection of the owner's. Called on the control thread, which reads no client's bytes.
-    fn take_on(&self, socket: OwnedFd) -> io::Result<()> {
-        match self.admit(socket)? {
-            Some(driver) => self.parking.park(driver, Interest::Readable),
-            None => Ok(()),
-        }
-    }
-
-    /// Counts a connection in, if its user may connect and the server is not stopping.
-    fn admit(&self, socket: OwnedFd) -> io::Result<Option<Box<Driver>>> {
-        let peer = socket::peer_credentials(&socket)?;
-        if !self.site.listener.admitted.contains(&peer.uid) {
-            return Ok(None);
-        }
-        let socket = Arc::new(socket);
-        match self.connections.enter(&socket) {
-            Some(entry) => Ok(Some(Driver::new(
-                Arc::clone(&self.site),
-                socket,
-                entry,
-                peer.into(),
-            ))),
-            None => {
-                self.turn_away(socket);
-                Ok(None)
-            }
-        }
-    }
-
-    /// Looks at the listener no more, until a connection ends or the time has come.
-    fn stop_accepting(&self, not_before: Option<Instant>) {
-        let mut acceptance = self.acceptance();
-        acceptance.not_before = not_before;
-        acceptance.back_off = (acceptance.back_off * 2).min(MAX_BACK_OFF);
-        acceptance.watched = false;
-        let listener = self.site.listener.socket.as_fd();
-        // It is in the set, so that this cannot fail.
-        let _ = self.parking.events.set_watched(listener, LISTENER, false);
-        drop(acceptance);
-        self.connections.tell_when_one_ends();
-        // One may have ended before we asked to be told.
-        self.accept_again(false);
-    }
-
-    /// Looks at the listener again, if there is a reason to.
-    fn accept_again(&self, one_has_ended: bool) {
-        let mut acceptance = self.acceptance();
-        let too_early = acceptance
-            .not_before
-            .is_some_and(|time| Instant::now() < time);
-        if acceptance.watched || too_early && !one_has_ended || !self.connections.has_room() {
-            return;
-        }
-        (acceptance.watched, acceptance.not_before) = (true, None);
-        let listener = self.site.listener.socket.as_fd();
-        // As above.
-        let _ = self.parking.events.set_watched(listener, LISTENER, true);
-    }
-
-    fn acceptance(&self) -> MutexGuard<'_, Acceptance> {
-        self.acceptance
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells those who wait in the backlog that it was in vain, so that they know that nothing was executed.
-    fn turn_away_all(&self) {
-        for _ in 0..MAX_BACKLOG {
-            let Ok(Some(socket)) = socket::accept(&self.site.listener.socket) else {
-                return;
-            };
-            self.turn_away(Arc::new(socket));
-        }
-    }
-
-    fn turn_away(&self, socket: Arc<OwnedFd>) {
-        let mut wire = Wire::new(self.site.limits.max_frame, 0);
-        if wire.send(Denied::Stopping.write()).is_ok() {
-            // A client that is gone needs no answer.
-            let _ = Connection::new(socket).transmit_now(&wire);
         }
     }
 }

@@ -114,7 +114,8 @@ impl Wire {
     /// The buffer to receive into, with some room behind its content. Report with [`Wire::received`].
     pub(crate) fn receive_buffer(&mut self) -> &mut BytesMut {
         let room = match self.announced() {
-            _ if self.position == 0 && self.inbox.is_empty() => FIRST_READ,
+            // Before the password is known to be right.
+            _ if self.position == 0 => FIRST_READ.saturating_sub(self.inbox.len()).max(64),
             Some(total) if total > SMALL_READ => total
                 .saturating_sub(self.inbox.len())
                 .clamp(SMALL_READ, self.inbox.len().max(LONG_READ)),

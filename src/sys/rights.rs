@@ -111,6 +111,20 @@ pub(crate) fn send(
     fds: &[Arc<OwnedFd>],
     now: bool,
 ) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | if now { libc::MSG_DONTWAIT } else { 0 };
+    let fd = socket.as_fd().as_raw_fd();
+    if let ([part], true) = (parts, fds.is_empty()) {
+        // The usual case, and the kernel has less to look at.
+        return retry(|| {
+            // SAFETY: `part` is alive, and is read for its length.
+            let len = unsafe { libc::send(fd, part.as_ptr().cast(), part.len(), flags) };
+            if len < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(len as usize)
+            }
+        });
+    }
     if fds.len() > MAX_RIGHTS {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -124,8 +138,6 @@ pub(crate) fn send(
         message.msg_control = control.as_mut_ptr().cast();
         write_rights(&mut message, fds);
     }
-    let flags = libc::MSG_NOSIGNAL | if now { libc::MSG_DONTWAIT } else { 0 };
-    let fd = socket.as_fd().as_raw_fd();
     retry(|| {
         // SAFETY: the message describes `parts` and the control array, both alive.
         let len = unsafe { libc::sendmsg(fd, &raw const message, flags) };

@@ -14,6 +14,7 @@
 mod auth;
 mod calls;
 mod death;
+mod engine;
 mod examples;
 mod fds;
 mod harness;
@@ -31,6 +32,7 @@ fn main() {
         auth::TESTS,
         calls::TESTS,
         death::TESTS,
+        engine::TESTS,
         examples::TESTS,
         fds::TESTS,
         hostile::TESTS,

@@ -1,0 +1,339 @@
+//! Threads: who waits for whom, and for how long.
+
+use crate::harness::descriptors;
+use crate::hostile::{Raw, hello_frame};
+use crate::lifecycle::echo;
+use crate::processes::Helper;
+use forkserver::{Address, Client, Exit, Limits, Server};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+crate::tests![
+    more_chatty_clients_than_threads_share_them,
+    a_newcomer_is_served_while_all_threads_are_chatty,
+    clients_that_call_once_and_fall_silent_are_all_served,
+    silent_clients_cost_no_thread,
+    a_thousand_silent_clients_do_not_delay_a_stop,
+    slow_handlers_do_not_keep_others_waiting,
+    a_pipelining_client_does_not_keep_others_waiting,
+    a_full_descriptor_table_costs_no_time_and_ends,
+    ten_thousand_strangers_cost_little,
+    a_connection_storm_is_survived,
+];
+
+fn with_threads(threads: usize) -> Server {
+    let mut limits = Limits::default();
+    limits.max_threads = threads;
+    limits.max_connections = 20_000;
+    limits.max_unauthenticated = 20_000;
+    echo().limits(limits)
+}
+
+/// A process that calls in a loop until it is told to stop, and says how often it has.
+fn chatty(address: &Address) -> Helper {
+    let mut helper = Helper::start(|test| {
+        let mut client = Client::connect(address).unwrap();
+        let call =
+            |client: &mut Client| assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        call(&mut client);
+        test.say("calling");
+        test.wait_for_go();
+        let mut count = 0;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(1000) {
+            call(&mut client);
+            count += 1;
+        }
+        test.say(count);
+        test.wait();
+    });
+    assert_eq!(helper.hear(), "calling");
+    helper
+}
+
+fn more_chatty_clients_than_threads_share_them() {
+    let server = with_threads(4).start().unwrap();
+    let mut clients: Vec<_> = (0..8).map(|_| chatty(server.address())).collect();
+    clients.iter_mut().for_each(Helper::go);
+    let counts: Vec<u32> = clients
+        .iter_mut()
+        .map(|client| client.hear().parse().unwrap())
+        .collect();
+    let even = counts.iter().sum::<u32>() / 8;
+    assert!(counts.iter().all(|count| *count >= even / 3), "{counts:?}");
+    clients.into_iter().for_each(Helper::finish);
+}
+
+fn a_newcomer_is_served_while_all_threads_are_chatty() {
+    let server = with_threads(4).start().unwrap();
+    let mut clients: Vec<_> = (0..8).map(|_| chatty(server.address())).collect();
+    clients.iter_mut().for_each(Helper::go);
+    let mut waits: Vec<Duration> = (0..20)
+        .map(|_| {
+            let begun = Instant::now();
+            let mut client = Client::connect(server.address()).unwrap();
+            assert_eq!(client.call::<_, String>("echo", "new").unwrap(), "new");
+            begun.elapsed()
+        })
+        .collect();
+    waits.sort();
+    assert!(waits[10] < Duration::from_millis(20), "{waits:?}");
+    clients.iter_mut().for_each(|client| drop(client.hear()));
+    clients.into_iter().for_each(Helper::finish);
+}
+
+fn clients_that_call_once_and_fall_silent_are_all_served() {
+    let server = with_threads(4).start().unwrap();
+    let begun = Instant::now();
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = Client::connect(server.address()).unwrap();
+        assert_eq!(client.call::<_, String>("echo", "once").unwrap(), "once");
+        clients.push(client);
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(200), "{took:?}");
+    for client in &mut clients {
+        assert_eq!(client.call::<_, String>("echo", "again").unwrap(), "again");
+    }
+}
+
+fn threads(server: &forkserver::ServerHandle) -> usize {
+    std::fs::read_dir(format!("/proc/{}/task", server.pid()))
+        .unwrap()
+        .count()
+}
+
+fn silent_clients_cost_no_thread() {
+    let server = with_threads(4).start().unwrap();
+    let mut clients: Vec<_> = (0..200)
+        .map(|_| Client::connect(server.address()).unwrap())
+        .collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        }
+    }
+    // The control thread, and at most four others.
+    assert!(threads(&server) <= 5, "{}", threads(&server));
+}
+
+fn room_for_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    assert!(hard > 11_000, "this test needs room for 10 000 connections");
+}
+
+fn a_thousand_silent_clients_do_not_delay_a_stop() {
+    room_for_descriptors();
+    let server = with_threads(4).start().unwrap();
+    let mut clients: Vec<_> = (0..1000)
+        .map(|_| Client::connect(server.address()).unwrap())
+        .collect();
+    for client in &mut clients {
+        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    }
+    let strangers: Vec<_> = (0..100).map(|_| Raw::connect(&server)).collect();
+    let begun = Instant::now();
+    assert_eq!(server.stop().unwrap(), Exit::Code(0));
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop((clients, strangers));
+}
+
+fn slow_handlers_do_not_keep_others_waiting() {
+    let (mut entered, enter) = std::io::pipe().unwrap();
+    let (wait, mut leave) = std::io::pipe().unwrap();
+    let definition =
+        with_threads(4)
+            .keep_fd(&enter)
+            .keep_fd(&wait)
+            .handle("slow", move |_, (): ()| {
+                (&enter).write_all(b"!")?;
+                Ok((&wait).read_exact(&mut [0])?)
+            });
+    let server = definition.start().unwrap();
+    let mut slow: Vec<_> = (0..3)
+        .map(|_| Client::connect(server.address()).unwrap())
+        .collect();
+    let mut pending = Vec::new();
+    for client in &mut slow {
+        pending.push(client.begin::<_, ()>("slow", &()).unwrap());
+        entered.read_exact(&mut [0]).unwrap();
+    }
+    let begun = Instant::now();
+    for _ in 0..20 {
+        let mut client = Client::connect(server.address()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        }
+    }
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    leave.write_all(b"xxx").unwrap();
+    for (client, call) in slow.iter_mut().zip(pending) {
+        client.finish(call).unwrap();
+    }
+}
+
+fn a_pipelining_client_does_not_keep_others_waiting() {
+    let server = with_threads(1).start().unwrap();
+    let flood = Helper::start(|test| {
+        let mut client = Client::connect(server.address()).unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(800) {
+            let calls: Vec<_> = (0..500)
+                .map(|_| client.begin::<_, String>("echo", "x").unwrap())
+                .collect();
+            calls
+                .into_iter()
+                .for_each(|call| drop(client.finish(call).unwrap()));
+        }
+        test.wait();
+    });
+    let mut other = Client::connect(server.address()).unwrap();
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        let begun = Instant::now();
+        assert_eq!(other.call::<_, String>("echo", "y").unwrap(), "y");
+        longest = longest.max(begun.elapsed());
+    }
+    assert!(longest < Duration::from_millis(200), "{longest:?}");
+    flood.finish();
+}
+
+fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+fn a_full_descriptor_table_costs_no_time_and_ends() {
+    let mut limits = Limits::default();
+    limits.max_unauthenticated = 1000;
+    let definition = echo().limits(limits).handle("fill", |_, free: usize| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let used: Vec<u64> = descriptors("self")
+            .iter()
+            .map(|(n, _)| n.parse().unwrap())
+            .collect();
+        let limit = (0..).filter(|n| !used.contains(n)).nth(free).unwrap();
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?)
+    });
+    let server = definition.start().unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, ()>("fill", &3_usize).unwrap();
+    let strangers: Vec<_> = (0..20)
+        .map(|_| {
+            let mut raw = Raw::connect(&server);
+            raw.write(&hello_frame(&server));
+            raw
+        })
+        .collect();
+    let before = cpu_time(server.pid());
+    // Nothing is to happen for a while; there is no event to wait for.
+    assert!(!crate::processes::readable(
+        &server,
+        Duration::from_millis(1000)
+    ));
+    assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
+    let spent = cpu_time(server.pid()) - before;
+    assert!(spent <= Duration::from_millis(50), "{spent:?}");
+    drop(strangers);
+    let begun = Instant::now();
+    let mut newcomer = Client::connect(server.address()).unwrap();
+    assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+fn resident(pid: u32) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        << 10
+}
+
+fn ten_thousand_strangers_cost_little() {
+    room_for_descriptors();
+    let mut limits = Limits::default();
+    limits.max_threads = 8;
+    limits.max_connections = 20_000;
+    limits.max_unauthenticated = 20_000;
+    limits.auth_timeout = Duration::from_secs(60);
+    let server = echo().limits(limits).start().unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    let before = resident(server.pid());
+    let mut strangers: Vec<Raw> = Vec::new();
+    for n in 0..10_000 {
+        let mut raw = Raw::connect(&server);
+        // Some begin a hello and never end it.
+        raw.write(&[1, 0, 0][..n % 4]);
+        strangers.push(raw);
+    }
+    let begun = Instant::now();
+    let mut honest = Client::connect(server.address()).unwrap();
+    assert_eq!(
+        honest.call::<_, String>("echo", "honest").unwrap(),
+        "honest"
+    );
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    let grown = resident(server.pid()) - before;
+    assert!(grown < 10 << 20, "{} KiB", grown >> 10);
+    drop(strangers);
+    server.stop().unwrap();
+}
+
+fn a_connection_storm_is_survived() {
+    let server = with_threads(3).start().unwrap();
+    let storms: Vec<_> = (0..4)
+        .map(|seed| {
+            Helper::start(|test| {
+                for n in 0..300_u32 {
+                    let mut client = Client::connect(server.address()).unwrap();
+                    match (n + seed) % 5 {
+                        0 => drop(client),
+                        1 => assert_eq!(client.call_last::<_, String>("echo", "x").unwrap(), "x"),
+                        2 => drop(client.begin::<_, String>("echo", "x").unwrap()),
+                        _ => (0..3).for_each(|_| {
+                            assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x")
+                        }),
+                    }
+                }
+                test.wait();
+            })
+        })
+        .collect();
+    storms.into_iter().for_each(Helper::finish);
+    let mut client = server.connect().unwrap();
+    assert_eq!(client.call::<_, String>("echo", "calm").unwrap(), "calm");
+    assert!(threads(&server) <= 4);
+}
