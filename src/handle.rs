@@ -57,7 +57,7 @@ impl ServerHandle {
 
     /// Whether the server's process lives.
     pub fn is_running(&self) -> bool {
-        matches!(self.child().wait(Some(Instant::now())), Ok(None))
+        self.try_wait().is_none()
     }
 
     /// A connection to the server. It needs no path: it also works after this process has changed its user, its
@@ -137,23 +137,20 @@ impl ServerHandle {
     }
 
     /// Waits until the server has ended, which it does not do by itself.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn wait(&self) -> io::Result<Exit> {
+    pub fn wait(&self) -> Exit {
         loop {
-            if let Some(exit) = self.child().wait(None)? {
-                return Ok(exit);
+            match self.child().wait(None) {
+                Ok(Some(exit)) => return exit,
+                Ok(None) => {}
+                // It is gone, and nothing more is to be learnt.
+                Err(_) => return Exit::Unknown,
             }
         }
     }
 
     /// How the server has ended, if it has.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn try_wait(&self) -> io::Result<Option<Exit>> {
-        self.child().wait(Some(Instant::now()))
+    pub fn try_wait(&self) -> Option<Exit> {
+        self.child().wait(Some(Instant::now())).unwrap_or(None)
     }
 
     fn end(

@@ -600,8 +600,8 @@ fn the_handle_is_the_servers_pidfd() {
         &server.as_fd(),
         Duration::from_secs(5)
     ));
-    assert_eq!(server.try_wait().unwrap(), Some(Exit::Signal(9)));
-    assert_eq!(server.wait().unwrap(), Exit::Signal(9));
+    assert_eq!(server.try_wait(), Some(Exit::Signal(9)));
+    assert_eq!(server.wait(), Exit::Signal(9));
     assert!(!server.is_running());
     assert_eq!(server.stop().unwrap(), Exit::Signal(9));
 }

@@ -193,7 +193,7 @@ fn int_and_term_drain_and_then_kill() {
         assert!(server.is_running());
         leave.write_all(b"x").unwrap();
         assert_eq!(client.finish(pending).unwrap(), "answered");
-        assert_eq!(server.wait().unwrap(), Exit::Signal(signal as i32));
+        assert_eq!(server.wait(), Exit::Signal(signal as i32));
         assert_eq!(server.stop().unwrap(), Exit::Signal(signal as i32));
     }
 }
@@ -222,7 +222,7 @@ fn other_signals_have_their_default_action() {
     ] {
         let server = echo().start().unwrap();
         send(&server, signal);
-        assert_eq!(server.wait().unwrap(), Exit::Signal(signal as i32));
+        assert_eq!(server.wait(), Exit::Signal(signal as i32));
         server.stop().unwrap();
     }
 }
@@ -285,7 +285,7 @@ fn a_handler_of_a_signal_can_stop_the_server() {
         .start()
         .unwrap();
     send(&server, Signal::SIGUSR1);
-    assert_eq!(server.wait().unwrap(), Exit::Code(0));
+    assert_eq!(server.wait(), Exit::Code(0));
     server.stop().unwrap();
 }
 
