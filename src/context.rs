@@ -3,6 +3,8 @@
 //! Invariant: a handler reaches its server through this value alone.
 
 use crate::Address;
+use crate::gate::{Gate, Status};
+use crate::limits::Limits;
 use crate::sys::poll::{self, Waker};
 use crate::sys::socket::Credentials;
 use std::any::{Any, TypeId};
@@ -44,17 +46,19 @@ pub struct Control(Arc<ControlState>);
 struct ControlState {
     address: Address,
     states: OnceLock<States>,
+    gate: Gate,
     waker: Waker,
     stop: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl Control {
-    pub(crate) fn new(address: Address) -> io::Result<Control> {
+    pub(crate) fn new(address: Address, limits: &Limits) -> io::Result<Control> {
         let (stop, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Control(Arc::new(ControlState {
             address,
             states: OnceLock::new(),
+            gate: Gate::new(limits)?,
             waker: Waker::new()?,
             stop,
             stopping,
@@ -70,6 +74,31 @@ impl Control {
     /// Whether the server has begun to stop.
     pub fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::SeqCst)
+    }
+
+    /// How many connections may be served at a time; `None`: as many as the definition allows, which is the most.
+    /// `Some(0)`: none. Connections that there are go on.
+    pub fn set_max_connections(&self, count: Option<usize>) {
+        self.0.gate.set_max_connections(count);
+    }
+
+    /// Accepts nobody until [`Control::resume`]. Connections that there are go on; those that come wait.
+    pub fn pause(&self) {
+        self.0.gate.set_paused(true);
+    }
+
+    /// Accepts again.
+    pub fn resume(&self) {
+        self.0.gate.set_paused(false);
+    }
+
+    /// What the server is doing.
+    pub fn status(&self) -> Status {
+        self.0.gate.status()
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
     /// Where clients find this server.

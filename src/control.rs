@@ -4,6 +4,7 @@
 //! memory.
 
 use crate::Fd;
+use crate::gate::Status;
 use crate::limits::Limits;
 use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
@@ -24,6 +25,17 @@ pub(crate) enum Order {
     Stop,
     /// Serve this connection as if it had been accepted.
     Serve(Fd),
+    /// Do something and say how things are then, with the same number.
+    Ask { number: u64, request: Request },
+}
+
+/// What an owner may ask for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    Status,
+    SetMaxConnections(Option<usize>),
+    Pause,
+    Resume,
 }
 
 /// What a server says to its owner.
@@ -33,6 +45,8 @@ pub(crate) enum Report {
     Ready,
     /// It could not be set up, and ends.
     Failed(Failure),
+    /// What was asked for has been done.
+    Answer { number: u64, status: Status },
 }
 
 /// What went wrong in a child before it was ready.

@@ -25,6 +25,9 @@ pub enum Error {
     /// A call got no answer, or another one than hoped for.
     #[error("the call failed: {0}")]
     Call(#[from] CallError),
+    /// A running server did not do what its owner asked for.
+    #[error("cannot control the server: {0}")]
+    Control(#[from] ControlError),
     /// A server could not be stopped.
     #[error("cannot stop the server: {0}")]
     Stop(#[from] StopError),
@@ -284,6 +287,29 @@ impl CallError {
             CallError::Protocol(_) | CallError::Io { .. } => Delivery::MaybeExecuted,
         }
     }
+}
+
+/// Why a running server did not do what its owner asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The handle was made in another process.
+    #[error("the handle belongs to another process, of which this one is a forked copy")]
+    WrongProcess,
+    /// The server is gone, or stops.
+    #[error("the server is gone")]
+    NotRunning,
+    /// It did not answer in time; it may do what it was asked for later.
+    #[error("the server did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// The operating system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// Why a server could not be stopped.

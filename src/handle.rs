@@ -4,13 +4,14 @@
 //! it, a handle stops the server; in a forked copy of that process it only closes.
 
 use crate::child::Child;
-use crate::control::Order;
+use crate::control::{Order, Report, Request};
 use crate::exit::Exit;
 use crate::listener::Footprint;
 use crate::sys::{process, socket};
-use crate::{Address, Client, ConnectError, Fd, StopError};
+use crate::{Address, Client, ConnectError, ControlError, Fd, Status, StopError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to stop before it is killed: the original's figure.
@@ -27,6 +28,8 @@ pub struct ServerHandle {
     footprint: Option<Footprint>,
     grace: Duration,
     generation: u32,
+    /// The number of the last question; one is asked at a time.
+    questions: Mutex<u64>,
 }
 
 impl ServerHandle {
@@ -42,6 +45,7 @@ impl ServerHandle {
             footprint,
             grace,
             generation: process::generation(),
+            questions: Mutex::new(0),
         }
     }
 
@@ -88,6 +92,77 @@ impl ServerHandle {
                 action: "hand a connection to the server",
                 source,
             }),
+        }
+    }
+
+    /// What the server is doing.
+    ///
+    /// # Errors
+    /// The server is gone, or does not answer within 4 s: a handler of a signal or a hook keeps its control thread.
+    pub fn status(&self) -> Result<Status, ControlError> {
+        self.ask(Request::Status)
+    }
+
+    /// How many connections may be served at a time; `None`: as many as the definition allows, which is the most.
+    /// `Some(0)`: none. Connections that there are go on. Returns when the server has confirmed.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`].
+    pub fn set_max_connections(&self, count: Option<usize>) -> Result<(), ControlError> {
+        self.ask(Request::SetMaxConnections(count)).map(drop)
+    }
+
+    /// Has nobody accepted until [`ServerHandle::resume`]: those that come wait, those that there are go on, and
+    /// [`ServerHandle::connect`] still works. Returns when the server has confirmed.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`].
+    pub fn pause(&self) -> Result<(), ControlError> {
+        self.ask(Request::Pause).map(drop)
+    }
+
+    /// Ends a [`ServerHandle::pause`]. Returns when the server has confirmed.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`].
+    pub fn resume(&self) -> Result<(), ControlError> {
+        self.ask(Request::Resume).map(drop)
+    }
+
+    fn ask(&self, request: Request) -> Result<Status, ControlError> {
+        if !self.is_ours() {
+            return Err(ControlError::WrongProcess);
+        }
+        let mut last = self
+            .questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last += 1;
+        let deadline = Some(Instant::now() + PATIENCE);
+        let line = &self.child().control;
+        let failed = |err: io::Error| match err.kind() {
+            io::ErrorKind::TimedOut => ControlError::TimedOut(PATIENCE),
+            _ if is_gone(&err) => ControlError::NotRunning,
+            _ => ControlError::Io {
+                action: "ask the server",
+                source: err,
+            },
+        };
+        line.send(
+            &Order::Ask {
+                number: *last,
+                request,
+            },
+            deadline,
+        )
+        .map_err(failed)?;
+        loop {
+            match line.receive(deadline).map_err(failed)? {
+                Some(Report::Answer { number, status }) if number == *last => return Ok(status),
+                // The answer to an earlier question, which nobody waits for any more.
+                Some(_) => {}
+                None => return Err(ControlError::NotRunning),
+            }
         }
     }
 

@@ -60,6 +60,7 @@ mod error;
 mod exit;
 mod fault;
 mod fd;
+mod gate;
 mod handle;
 mod limits;
 mod listener;
@@ -75,10 +76,13 @@ pub use address::Address;
 pub use bytes::Bytes;
 pub use client::{Client, Pending};
 pub use context::{Context, Control, Peer};
-pub use error::{CallError, ConnectError, Delivery, Error, Result, StartError, StopError};
+pub use error::{
+    CallError, ConnectError, ControlError, Delivery, Error, Result, StartError, StopError,
+};
 pub use exit::Exit;
 pub use fault::{Fault, RemoteFault};
 pub use fd::Fd;
+pub use gate::Status;
 pub use handle::ServerHandle;
 pub use limits::Limits;
 pub use listener::Listener;

@@ -7,7 +7,6 @@ use super::driver::Driver;
 use super::parking::LISTENER;
 use super::threaded::Shared;
 use crate::connection::Connection;
-use crate::limits::Limits;
 use crate::protocol::message::Denied;
 use crate::protocol::wire::Wire;
 use crate::sys::epoll::Interest;
@@ -41,20 +40,18 @@ impl Default for Acceptance {
     }
 }
 
-/// As many connections as the limits allow and the descriptor table has room for, with some left for orders and
+/// As many connections as the descriptor table has room for, with some left for orders and
 /// handlers.
-pub(super) fn most_connections(limits: &Limits) -> io::Result<usize> {
+pub(super) fn most_connections() -> io::Result<usize> {
     const LEFT: usize = 64;
     let capacity = fdtable::capacity()?;
-    Ok(limits
-        .max_connections
-        .min(capacity.saturating_sub(LEFT).max(capacity / 2)))
+    Ok(capacity.saturating_sub(LEFT).max(capacity / 2))
 }
 
 impl Shared {
     /// Takes one connection and serves it.
     pub(super) fn accept(self: &Arc<Shared>, token: u64) {
-        if !self.connections.has_room() {
+        if !self.site.control.gate().is_open() {
             return self.stop_accepting(None);
         }
         match socket::accept(&self.site.listener.socket) {
@@ -123,7 +120,8 @@ impl Shared {
         let too_early = acceptance
             .not_before
             .is_some_and(|time| Instant::now() < time);
-        if acceptance.watched || too_early && !one_has_ended || !self.connections.has_room() {
+        if acceptance.watched || too_early && !one_has_ended || !self.site.control.gate().is_open()
+        {
             return;
         }
         (acceptance.watched, acceptance.not_before) = (true, None);

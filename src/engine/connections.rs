@@ -3,7 +3,7 @@
 //! Invariant: a connection is counted from before its thread starts until after its socket is closed; the count is
 //! made of guards and cannot drift.
 
-use crate::sys::poll::Waker;
+use crate::context::Control;
 use crate::sys::socket;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -15,13 +15,12 @@ use std::time::Instant;
 pub(crate) struct Connections {
     state: Mutex<State>,
     changed: Condvar,
-    limit: usize,
+    control: Control,
     max_strangers: usize,
     /// The same as in the state, for those who look before every step.
     draining: AtomicBool,
     /// Somebody wants to know when a connection ends.
     expected: AtomicBool,
-    waker: Arc<Waker>,
 }
 
 #[derive(Default)]
@@ -34,16 +33,15 @@ struct State {
 }
 
 impl Connections {
-    /// None yet, and at most `limit` at a time, of which `max_strangers` without the password. The waker is for [`Connections::tell_when_one_ends`].
-    pub(crate) fn new(limit: usize, max_strangers: usize, waker: Arc<Waker>) -> Arc<Connections> {
+    /// None yet; of those that come, at most `max_strangers` without the password.
+    pub(crate) fn new(control: Control, max_strangers: usize) -> Arc<Connections> {
         Arc::new(Connections {
             state: Mutex::default(),
             changed: Condvar::new(),
-            limit,
+            control,
             max_strangers,
             draining: AtomicBool::new(false),
             expected: AtomicBool::new(false),
-            waker,
         })
     }
 
@@ -57,6 +55,7 @@ impl Connections {
         let id = state.last_id;
         state.live.insert(id, Arc::clone(socket));
         state.strangers.insert(id);
+        self.control.gate().entered();
         if state.strangers.len() > self.max_strangers {
             // The oldest goes, so that those who say nothing keep nobody out.
             let oldest = state
@@ -71,12 +70,7 @@ impl Connections {
         })
     }
 
-    /// Whether one more may be accepted.
-    pub(crate) fn has_room(&self) -> bool {
-        self.lock().live.len() < self.limit
-    }
-
-    /// Wakes the waker when the next connection ends.
+    /// Wakes the engine when the next connection ends.
     pub(crate) fn tell_when_one_ends(&self) {
         self.expected.store(true, Ordering::SeqCst);
     }
@@ -134,13 +128,14 @@ impl Drop for Entry {
         let connections = &self.connections;
         let mut state = connections.lock();
         state.live.remove(&self.id);
+        connections.control.gate().left();
         state.strangers.remove(&self.id);
         if state.draining && state.live.is_empty() {
             connections.changed.notify_all();
         }
         drop(state);
         if connections.expected.swap(false, Ordering::SeqCst) {
-            connections.waker.wake();
+            connections.control.gate().waker().wake();
         }
     }
 }

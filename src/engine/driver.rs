@@ -145,6 +145,7 @@ impl Driver {
                 self.connection.share(),
             ))
         });
+        control.gate().call_begins();
         context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
         self.session.finish(service.answer(context, call, limits));
     }

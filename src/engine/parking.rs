@@ -4,12 +4,12 @@
 //! out and is alone with it.
 
 use super::driver::Driver;
+use crate::context::Control;
 use crate::sys::epoll::{EventSet, Interest};
-use crate::sys::poll::Waker;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The names of events that are not about a session; sessions are numbered from 1.
@@ -20,8 +20,8 @@ pub(super) const LISTENER: u64 = u64::MAX;
 pub(super) struct Parking {
     pub(super) events: EventSet,
     lot: Mutex<Lot>,
-    /// Makes whoever waits for events look at the deadlines again.
-    waker: Arc<Waker>,
+    /// Its waker makes whoever waits for events look at the deadlines again.
+    control: Control,
 }
 
 #[derive(Default)]
@@ -35,11 +35,11 @@ struct Lot {
 }
 
 impl Parking {
-    pub(super) fn new(waker: Arc<Waker>) -> io::Result<Parking> {
+    pub(super) fn new(control: Control) -> io::Result<Parking> {
         Ok(Parking {
             events: EventSet::new()?,
             lot: Mutex::default(),
-            waker,
+            control,
         })
     }
 
@@ -57,7 +57,7 @@ impl Parking {
             lot.deadlines.insert((deadline, id));
             if lot.sleeps_until.is_none_or(|until| deadline < until) {
                 lot.sleeps_until = Some(deadline);
-                self.waker.wake();
+                self.control.gate().waker().wake();
             }
         }
         lot.sessions.insert(id, driver);

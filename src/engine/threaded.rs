@@ -10,7 +10,6 @@ use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
 use super::parking::{LISTENER, Parking, WAKER};
 use crate::sys::epoll::Interest;
-use crate::sys::poll::Waker;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -36,8 +35,6 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Connections>,
     pub(super) parking: Parking,
     crew: Crew,
-    /// Makes the leader look.
-    waker: Arc<Waker>,
     /// The last free thread found clients ready without waiting: there are more than threads.
     crowded: AtomicBool,
     /// How often in a row a leader has slept for a client that did nothing.
@@ -48,18 +45,15 @@ pub(super) struct Shared {
 
 impl Threaded {
     pub(crate) fn start(site: Arc<Site>) -> io::Result<Threaded> {
-        let waker = Arc::new(Waker::new()?);
-        let parking = Parking::new(Arc::clone(&waker))?;
-        parking.events.watch(waker.as_fd(), WAKER)?;
+        let gate = site.control.gate();
+        gate.lower_ceiling(most_connections()?);
+        let parking = Parking::new(site.control.clone())?;
+        parking.events.watch(gate.waker().as_fd(), WAKER)?;
         parking
             .events
             .watch(site.listener.socket.as_fd(), LISTENER)?;
         let shared = Arc::new(Shared {
-            connections: Connections::new(
-                most_connections(&site.limits)?,
-                site.limits.max_unauthenticated,
-                Arc::clone(&waker),
-            ),
+            connections: Connections::new(site.control.clone(), site.limits.max_unauthenticated),
             crew: Crew::new(site.limits.max_threads),
             crowded: AtomicBool::new(false),
             in_vain: AtomicU32::new(0),
@@ -67,7 +61,6 @@ impl Threaded {
             threads: Mutex::default(),
             site,
             parking,
-            waker,
         });
         shared.spawn()?;
         Ok(Threaded {
@@ -96,7 +89,7 @@ impl Threaded {
     /// Begins no call any more, and accepts nobody. Returns at once.
     pub(crate) fn begin_drain(&self) {
         self.shared.connections.drain();
-        self.shared.waker.wake();
+        self.shared.wake();
     }
 
     /// Waits until the connections have finished what they had begun. `false`: some had not by the deadline.
@@ -118,7 +111,7 @@ impl Threaded {
             }
         };
         shared.crew.end();
-        shared.waker.wake();
+        shared.wake();
         if finished {
             let threads = std::mem::take(
                 &mut *shared
@@ -146,6 +139,11 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .push(thread);
         Ok(())
+    }
+
+    /// Makes the leader look.
+    fn wake(&self) {
+        self.site.control.gate().waker().wake();
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
@@ -178,7 +176,7 @@ impl Shared {
             // Not cleared at the end: whoever else sleeps here shall wake up, too.
             Some(WAKER) if self.crew.is_ending() => {}
             Some(WAKER) => {
-                self.waker.clear();
+                self.site.control.gate().waker().clear();
                 self.accept_again(true);
             }
             Some(id) => {

@@ -382,7 +382,7 @@ impl Server {
             Err(err) if err.kind() == io::ErrorKind::TimedOut => {
                 Err(StartError::TimedOut(self.start_timeout))
             }
-            Ok(None) | Err(_) => {
+            Ok(None | Some(Report::Answer { .. })) | Err(_) => {
                 let exit = child
                     .wait(deadline)
                     .start("wait for the server that failed to start")?;

@@ -5,9 +5,10 @@
 
 use super::Server;
 use crate::child::Ties;
-use crate::control::Order;
+use crate::control::{ControlLine, Order, Report, Request};
 use crate::engine::Site;
 use crate::engine::threaded::{TICK, Threaded};
+use crate::gate::Status;
 use crate::panics;
 use crate::sys::poll;
 use crate::sys::signal::Signals;
@@ -101,17 +102,10 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
             return Ending::Orphaned;
         }
         if let (true, Some(line)) = (ordered, control) {
-            match line.receive(Some(Instant::now())) {
-                Ok(Some(Order::Stop)) => return Ending::Ordered,
-                Ok(Some(Order::Serve(socket))) => {
-                    // If it cannot be served the client sees it closed.
-                    let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
-                }
-                // The owner has released us: the lifeline tells the rest.
-                Ok(None) => control = None,
-                // An order that cannot be read, or whose descriptor found no room in our table. The owner sees
-                // its end of the connection closed, and may give others.
-                Err(_) => {}
+            match obey(line, site, engine) {
+                Obeyed::Stop => return Ending::Ordered,
+                Obeyed::Released => control = None,
+                Obeyed::Done => {}
             }
         }
         if watching {
@@ -130,6 +124,45 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
             }
         }
     }
+}
+
+/// What came of an order.
+enum Obeyed {
+    Stop,
+    Done,
+    /// The owner has given us up; the lifeline tells the rest.
+    Released,
+}
+
+fn obey(line: &ControlLine, site: &Site, engine: &Threaded) -> Obeyed {
+    match line.receive(Some(Instant::now())) {
+        Ok(Some(Order::Stop)) => return Obeyed::Stop,
+        Ok(Some(Order::Serve(socket))) => {
+            // If it cannot be served the client sees it closed.
+            let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
+        }
+        Ok(Some(Order::Ask { number, request })) => {
+            let status = comply(site, request);
+            // An owner that does not listen has what it asked for all the same.
+            let _ = line.send(&Report::Answer { number, status }, Some(Instant::now()));
+        }
+        Ok(None) => return Obeyed::Released,
+        // An order that cannot be read, or whose descriptor found no room in our table. The owner sees its end of
+        // the connection closed, and may give others.
+        Err(_) => {}
+    }
+    Obeyed::Done
+}
+
+/// Does what an owner asks for.
+fn comply(site: &Site, request: Request) -> Status {
+    match request {
+        Request::Status => {}
+        Request::SetMaxConnections(count) => site.control.set_max_connections(count),
+        Request::Pause => site.control.pause(),
+        Request::Resume => site.control.resume(),
+    }
+    site.control.status()
 }
 
 /// Runs the handlers of the signals that have come. INT and TERM end the server if they have none.

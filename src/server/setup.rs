@@ -129,7 +129,7 @@ fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
         password: (*bound.password).clone(),
         identity,
     };
-    let control = at("control", Control::new(address))?;
+    let control = at("control", Control::new(address, &server.limits))?;
     let mut states = States::default();
     for hook in &server.initialize {
         match panics::catch(|| hook(&control)) {

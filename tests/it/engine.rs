@@ -20,6 +20,10 @@ crate::tests![
     a_full_descriptor_table_costs_no_time_and_ends,
     ten_thousand_strangers_cost_little,
     a_connection_storm_is_survived,
+    the_limit_can_be_changed_while_serving,
+    a_paused_server_accepts_nobody_until_resumed,
+    handlers_control_their_server,
+    a_question_to_a_server_that_is_gone_or_deaf_ends,
 ];
 
 fn with_threads(threads: usize) -> Server {
@@ -337,4 +341,118 @@ fn a_connection_storm_is_survived() {
     let mut client = server.connect().unwrap();
     assert_eq!(client.call::<_, String>("echo", "calm").unwrap(), "calm");
     assert!(threads(&server) <= 4);
+}
+
+fn fits(address: &Address) -> bool {
+    let mut client = Client::connect(address)
+        .unwrap()
+        .with_timeout(Duration::from_millis(100));
+    match client.call::<_, String>("echo", "x") {
+        Ok(_) => true,
+        Err(forkserver::CallError::TimedOut { .. }) => false,
+        Err(err) => panic!("{err}"),
+    }
+}
+
+fn the_limit_can_be_changed_while_serving() {
+    let server = with_threads(4).start().unwrap();
+    let address = server.address();
+    let mut two: Vec<_> = (0..2).map(|_| Client::connect(address).unwrap()).collect();
+    let mut call_both = || {
+        two.iter_mut()
+            .for_each(|c| assert_eq!(c.call::<_, String>("echo", "x").unwrap(), "x"))
+    };
+    call_both();
+    let status = server.status().unwrap();
+    assert_eq!(
+        (
+            status.connections,
+            status.accepted,
+            status.calls,
+            status.paused
+        ),
+        (2, 2, 2, false)
+    );
+    server.set_max_connections(Some(1)).unwrap();
+    assert_eq!(server.status().unwrap().max_connections, 1);
+    // Nobody is cut off, and nobody is let in.
+    call_both();
+    assert!(!fits(address));
+    server.set_max_connections(Some(2)).unwrap();
+    assert!(!fits(address));
+    server.set_max_connections(None).unwrap();
+    assert!(fits(address));
+    call_both();
+    server.set_max_connections(Some(0)).unwrap();
+    assert!(!fits(address));
+    // One that waits is let in at once.
+    let mut waiting = Client::connect(address).unwrap();
+    let pending = waiting.begin::<_, String>("echo", "at last").unwrap();
+    server.set_max_connections(Some(10)).unwrap();
+    assert_eq!(waiting.finish(pending).unwrap(), "at last");
+}
+
+fn a_paused_server_accepts_nobody_until_resumed() {
+    let server = with_threads(4).start().unwrap();
+    let mut before = Client::connect(server.address()).unwrap();
+    assert_eq!(before.call::<_, String>("echo", "x").unwrap(), "x");
+    server.pause().unwrap();
+    server.pause().expect("twice is once");
+    assert!(server.status().unwrap().paused);
+    assert!(!fits(server.address()));
+    assert_eq!(before.call::<_, String>("echo", "x").unwrap(), "x");
+    assert_eq!(
+        server
+            .connect()
+            .unwrap()
+            .call::<_, String>("echo", "own")
+            .unwrap(),
+        "own"
+    );
+    server.resume().unwrap();
+    assert!(fits(server.address()));
+    server.pause().unwrap();
+    assert_eq!(server.stop().unwrap(), Exit::Code(0));
+}
+
+fn handlers_control_their_server() {
+    let server = with_threads(4)
+        .handle("limit", |ctx, count: Option<usize>| {
+            ctx.control().set_max_connections(count);
+            Ok(ctx.control().status().max_connections)
+        })
+        .handle("pause", |ctx, pause: bool| {
+            match pause {
+                true => ctx.control().pause(),
+                false => ctx.control().resume(),
+            }
+            Ok(ctx.control().status().paused)
+        })
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    assert_eq!(client.call::<_, usize>("limit", &Some(1_usize)).unwrap(), 1);
+    assert!(!fits(server.address()));
+    assert!(client.call::<_, usize>("limit", &None::<usize>).unwrap() > 1);
+    assert!(fits(server.address()));
+    assert!(client.call::<_, bool>("pause", &true).unwrap());
+    assert!(!fits(server.address()));
+    assert!(!client.call::<_, bool>("pause", &false).unwrap());
+    assert!(fits(server.address()));
+}
+
+fn a_question_to_a_server_that_is_gone_or_deaf_ends() {
+    use forkserver::ControlError;
+    use nix::sys::signal::{Signal, kill};
+    let server = with_threads(4).start().unwrap();
+    let pid = nix::unistd::Pid::from_raw(server.pid() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    assert!(matches!(server.status(), Err(ControlError::TimedOut(_))));
+    kill(pid, Signal::SIGCONT).unwrap();
+    // The late answer is not taken for the next.
+    server.set_max_connections(Some(7)).unwrap();
+    assert_eq!(server.status().unwrap().max_connections, 7);
+    kill(pid, Signal::SIGKILL).unwrap();
+    server.wait();
+    assert!(matches!(server.pause(), Err(ControlError::NotRunning)));
 }

@@ -22,6 +22,7 @@ const FLOORS: [&[&str]; 6] = [
         "connection",
         "listener",
         "control",
+        "gate",
         "context",
         "address",
         "panics",

@@ -1,0 +1,110 @@
+//! Who is let in: the limit on connections, the pause, and the counts that go with them.
+//!
+//! Invariant: lowering a limit, or a pause, never ends a connection; raising one takes effect at once. The count of
+//! connections is the engine's own, made of guards.
+
+use crate::limits::Limits;
+use crate::sys::poll::Waker;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// What a server is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Connections that are being served, whether they have shown the password or not.
+    pub connections: usize,
+    /// How many may be served at a time.
+    pub max_connections: usize,
+    /// Nobody is accepted until `resume`.
+    pub paused: bool,
+    /// Connections that were ever accepted, or handed over by an owner.
+    pub accepted: u64,
+    /// Calls that were ever begun.
+    pub calls: u64,
+}
+
+/// The way in.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// What the definition and the descriptor table allow.
+    ceiling: AtomicUsize,
+    /// What was asked for since; `usize::MAX`: nothing less.
+    wanted: AtomicUsize,
+    paused: AtomicBool,
+    connections: AtomicUsize,
+    accepted: AtomicU64,
+    calls: AtomicU64,
+    /// Makes the engine look at all this again.
+    waker: Waker,
+}
+
+impl Gate {
+    pub(crate) fn new(limits: &Limits) -> io::Result<Gate> {
+        Ok(Gate {
+            ceiling: AtomicUsize::new(limits.max_connections),
+            wanted: AtomicUsize::new(usize::MAX),
+            paused: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            waker: Waker::new()?,
+        })
+    }
+
+    /// The system has room for no more than this.
+    pub(crate) fn lower_ceiling(&self, ceiling: usize) {
+        self.ceiling.fetch_min(ceiling, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_max_connections(&self, wanted: Option<usize>) {
+        self.wanted
+            .store(wanted.unwrap_or(usize::MAX), Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    /// Whether one more may be accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.paused.load(Ordering::SeqCst)
+            && self.connections.load(Ordering::SeqCst) < self.limit()
+    }
+
+    pub(crate) fn entered(&self) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn left(&self) {
+        self.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn call_begins(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        Status {
+            connections: self.connections.load(Ordering::SeqCst),
+            max_connections: self.limit(),
+            paused: self.paused.load(Ordering::SeqCst),
+            accepted: self.accepted.load(Ordering::Relaxed),
+            calls: self.calls.load(Ordering::Relaxed),
+        }
+    }
+
+    fn limit(&self) -> usize {
+        self.wanted
+            .load(Ordering::SeqCst)
+            .min(self.ceiling.load(Ordering::SeqCst))
+    }
+}
