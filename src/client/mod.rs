@@ -233,7 +233,8 @@ impl Client {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.timeout?)
+        let timeout = self.timeout?;
+        Instant::now().checked_add(timeout)
     }
 
     /// Queues a call.

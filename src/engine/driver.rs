@@ -117,7 +117,7 @@ impl Driver {
                 Turn::Moved
             }
             Step::Event(Happening::Call(call)) => Turn::Call(call, now),
-            Step::Transmit => self.transmit(sleep),
+            Step::Transmit => self.transmit(sleep, now),
             Step::Receive => self.receive(sleep),
             Step::Closed => {
                 self.run_deferred();
@@ -150,14 +150,14 @@ impl Driver {
         self.session.finish(service.answer(context, call, limits));
     }
 
-    fn transmit(&mut self, sleep: bool) -> Turn {
+    fn transmit(&mut self, sleep: bool, now: Instant) -> Turn {
         let written = match sleep {
             true => self.connection.transmit(&self.session.wire, Some(NAP)),
             false => self.connection.transmit_now(&self.session.wire),
         };
         match written {
             Ok(len) => {
-                self.session.transmitted(len, Instant::now());
+                self.session.transmitted(len, now);
                 if self.session.wire.queued() == 0 {
                     self.run_deferred();
                 }

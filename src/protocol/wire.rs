@@ -18,8 +18,9 @@ const SMALL_READ: usize = 4096;
 const LONG_READ: usize = 64 << 10;
 /// Frames up to this size are gathered in one buffer, so that a batch of them leaves in one write.
 const GATHERED: usize = 16 << 10;
-/// How many pieces one write is made of at most.
-const MAX_SLICES: usize = 16;
+/// How many pieces one write is made of at most: a message with a long byte string has three. Small messages are
+/// gathered in one piece.
+const MAX_SLICES: usize = 4;
 
 /// The buffers of one connection.
 #[derive(Debug)]

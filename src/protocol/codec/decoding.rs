@@ -3,14 +3,12 @@
 //! Invariant: no input makes decoding allocate, recurse or loop beyond the limits. Lengths are held against the
 //! limits before the first element is read.
 
-use super::deserializer::Part;
 use super::handover::{self, Slot};
 use super::shape::{Kind, Shape};
 use crate::limits::Limits;
 use bytes::Bytes;
 use serde::de::Error;
 use std::cell::{Cell, RefCell};
-use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 
 /// A value may take this many times the memory of its message...
@@ -48,13 +46,6 @@ impl<'a> Decoding<'a> {
             memory: Cell::new(0),
             byte_strings: Cell::new(false),
             problem: RefCell::new(None),
-        }
-    }
-
-    pub(super) fn seed<T>(&self) -> Part<'_, PhantomData<T>> {
-        Part {
-            seed: PhantomData,
-            decoding: self,
         }
     }
 

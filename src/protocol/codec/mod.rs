@@ -11,6 +11,7 @@ mod serializer;
 mod shape;
 mod variants;
 
+use self::deserializer::Part;
 use super::frame::Outgoing;
 use super::message::EncodedValue;
 use crate::limits::Limits;
@@ -19,6 +20,7 @@ use bincode::enc::write::Writer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 /// Little-endian, integers of variable length: bincode's standard, written down in PROTOCOL.md.
 const CONFIG: Configuration = bincode::config::standard();
@@ -53,7 +55,11 @@ pub(crate) fn decode<T: DeserializeOwned>(
 ) -> Result<T, String> {
     let EncodedValue { hash, bytes, fds } = value;
     let decoding = decoding::Decoding::new(bytes.clone(), fds, limits);
-    match bincode::serde::seed_decode_from_slice(decoding.seed::<T>(), &bytes, CONFIG) {
+    let whole = Part {
+        seed: PhantomData::<T>,
+        decoding: &decoding,
+    };
+    match bincode::serde::seed_decode_from_slice(whole, &bytes, CONFIG) {
         Ok((value, used)) => decoding.accept(hash, bytes.len() - used).map(|()| value),
         Err(err) => Err(decoding.problem(&err.to_string())),
     }
