@@ -341,11 +341,9 @@ impl Client {
             Ok(len) => self.session.transmitted(len),
             Err(err) if is_timeout(&err) => {
                 let at_end = self.session.wire.is_at_end();
-                let (readable, writable) = poll::ready(self.connection.as_fd(), !at_end, deadline)
-                    .map_err(|source| CallError::Io {
-                        action: "wait for the server",
-                        source,
-                    })?;
+                let ready = poll::ready(self.connection.as_fd(), !at_end, deadline);
+                let (readable, writable) =
+                    ready.map_err(|err| self.io("wait for the server", err))?;
                 if readable && !at_end {
                     self.receive(deadline)?;
                 } else if !writable {

@@ -26,7 +26,11 @@ pub struct Pending<R> {
 
 /// All begun calls of a client, by their ids.
 #[derive(Debug, Default)]
-pub(super) struct BegunCalls(HashMap<u32, Begun>);
+pub(super) struct BegunCalls {
+    calls: HashMap<u32, Begun>,
+    /// When there are so many, those that nobody waits for any more are looked for.
+    prune_at: usize,
+}
 
 #[derive(Debug)]
 struct Begun {
@@ -36,8 +40,12 @@ struct Begun {
 
 impl BegunCalls {
     pub(super) fn add<R>(&mut self, id: u32, name: &str) -> Pending<R> {
+        if self.calls.len() >= self.prune_at {
+            self.calls.retain(|_, call| call.token.strong_count() > 0);
+            self.prune_at = (self.calls.len() * 2).max(64);
+        }
         let token = Arc::new(());
-        self.0.insert(
+        self.calls.insert(
             id,
             Begun {
                 token: Arc::downgrade(&token),
@@ -55,18 +63,19 @@ impl BegunCalls {
 
     /// Keeps an answer for whoever will ask for it, if anybody can.
     pub(super) fn keep(&mut self, id: u32, answer: RawAnswer) {
-        self.0.retain(|_, call| call.token.strong_count() > 0);
-        if let Some(call) = self.0.get_mut(&id) {
-            call.answer = Some(answer);
+        match self.calls.get_mut(&id) {
+            Some(call) if call.token.strong_count() > 0 => call.answer = Some(answer),
+            Some(_) => drop(self.calls.remove(&id)),
+            None => {}
         }
     }
 
     /// Forgets a call, and gives its answer if that has come. `None`: the call is not this client's.
     pub(super) fn take<R>(&mut self, pending: &Pending<R>) -> Option<Option<RawAnswer>> {
-        let call = self.0.get(&pending.id)?;
+        let call = self.calls.get(&pending.id)?;
         if call.token.as_ptr() != Arc::as_ptr(&pending.token) {
             return None;
         }
-        Some(self.0.remove(&pending.id)?.answer)
+        Some(self.calls.remove(&pending.id)?.answer)
     }
 }

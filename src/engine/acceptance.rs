@@ -110,21 +110,31 @@ impl Shared {
         let _ = self.parking.events.set_watched(listener, LISTENER, false);
         drop(acceptance);
         self.connections.tell_when_one_ends();
-        // One may have ended before we asked to be told.
-        self.accept_again(false);
+        // Somebody else may lead by now, and sleep without knowing of the time.
+        self.wake();
     }
 
     /// Looks at the listener again, if there is a reason to.
-    pub(super) fn accept_again(&self, one_has_ended: bool) {
+    pub(super) fn accept_again(&self) {
         let mut acceptance = self.acceptance();
+        if acceptance.watched {
+            return;
+        }
         let too_early = acceptance
             .not_before
             .is_some_and(|time| Instant::now() < time);
-        if acceptance.watched || too_early && !one_has_ended || !self.site.control.gate().is_open()
-        {
+        if too_early && !self.connections.has_one_ended() {
             return;
         }
-        (acceptance.watched, acceptance.not_before) = (true, None);
+        acceptance.not_before = None;
+        if !self.site.control.gate().is_open() {
+            self.connections.tell_when_one_ends();
+            // One may have ended before we asked to be told.
+            if !self.site.control.gate().is_open() {
+                return;
+            }
+        }
+        acceptance.watched = true;
         let listener = self.site.listener.socket.as_fd();
         // As above.
         let _ = self.parking.events.set_watched(listener, LISTENER, true);

@@ -21,6 +21,8 @@ pub(crate) struct Connections {
     draining: AtomicBool,
     /// Somebody wants to know when a connection ends.
     expected: AtomicBool,
+    /// One has ended since somebody wanted to know.
+    ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -42,6 +44,7 @@ impl Connections {
             max_strangers,
             draining: AtomicBool::new(false),
             expected: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         })
     }
 
@@ -72,7 +75,13 @@ impl Connections {
 
     /// Wakes the engine when the next connection ends.
     pub(crate) fn tell_when_one_ends(&self) {
+        self.ended.store(false, Ordering::SeqCst);
         self.expected.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether one has ended since that was asked for.
+    pub(crate) fn has_one_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// Lets no connection in any more, and makes those that wait for a call look up: for them, the client has
@@ -135,6 +144,7 @@ impl Drop for Entry {
         }
         drop(state);
         if connections.expected.swap(false, Ordering::SeqCst) {
+            connections.ended.store(true, Ordering::SeqCst);
             connections.control.gate().waker().wake();
         }
     }

@@ -22,6 +22,10 @@ pub(super) struct Crew {
     waiting: AtomicUsize,
     threads: AtomicUsize,
     max_threads: usize,
+    /// How often the watchdog has looked.
+    looks: AtomicU64,
+    /// No thread is started before it has looked so often: the system had none for us.
+    no_spawn_before: AtomicU64,
     /// The watchdog looks every millisecond, as long as there is something to see.
     watched: AtomicBool,
     state: Mutex<State>,
@@ -64,6 +68,8 @@ impl Crew {
             waiting: AtomicUsize::new(0),
             threads: AtomicUsize::new(1),
             max_threads: max_threads.max(1),
+            looks: AtomicU64::new(0),
+            no_spawn_before: AtomicU64::new(0),
             watched: AtomicBool::new(false),
             state: Mutex::default(),
             called: Condvar::new(),
@@ -106,8 +112,7 @@ impl Crew {
 
     /// Whether somebody could take over from a leader that sleeps in a read.
     pub(super) fn has_reserve(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
-            || self.threads.load(Ordering::SeqCst) < self.max_threads
+        self.waiting.load(Ordering::SeqCst) > 0 || self.may_spawn()
     }
 
     /// The leader begins to serve an event, which gets a number. `true`: the watchdog sleeps and must be woken.
@@ -117,24 +122,26 @@ impl Crew {
         (event, !self.watched.swap(true, Ordering::SeqCst))
     }
 
-    /// The event is over, whoever leads by now.
-    pub(super) fn end_event(&self, event: u64) {
-        let _ = self
-            .serving
-            .compare_exchange(event, 0, Ordering::SeqCst, Ordering::SeqCst);
+    /// The event is over. `false`: the lead was given away, or taken, meanwhile.
+    pub(super) fn end_event(&self, event: u64) -> bool {
+        self.serving
+            .compare_exchange(event, 0, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
     }
 
     /// The leader `token` gives the lead away, if somebody can take it.
     pub(super) fn hand_over(&self, token: u64) -> Relief {
-        if !self.has_reserve() {
+        if !self.leads(token) || !self.has_reserve() {
             return Relief::None;
         }
+        self.serving.store(0, Ordering::SeqCst);
         self.depose(token)
     }
 
     /// A millisecond has passed: takes the lead from a leader that is stuck in the same event as last time.
     /// `None`: there is nothing to look at any more.
     pub(super) fn look(&self, watch: &mut Watch) -> Option<Relief> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         let (token, events) = (
             self.lead.load(Ordering::SeqCst),
             self.events.load(Ordering::SeqCst),
@@ -148,7 +155,13 @@ impl Crew {
             return Some(Relief::None);
         }
         if serving != 0 && serving == events && token != NOBODY {
-            return Some(if self.has_reserve() {
+            // Who sets it to zero decides whether the event was over in time.
+            let stuck = || {
+                self.serving
+                    .compare_exchange(serving, 0, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            };
+            return Some(if self.has_reserve() && stuck() {
                 self.depose(token)
             } else {
                 Relief::None
@@ -177,7 +190,6 @@ impl Crew {
         {
             return Relief::None;
         }
-        self.serving.store(0, Ordering::SeqCst);
         self.relieve(&mut state)
     }
 
@@ -189,16 +201,26 @@ impl Crew {
             self.called.notify_one();
             return Relief::Called;
         }
-        if self.threads.load(Ordering::SeqCst) < self.max_threads {
+        if self.may_spawn() {
             self.threads.fetch_add(1, Ordering::SeqCst);
             return Relief::Spawn;
         }
         Relief::None
     }
 
-    /// A thread has ended, or could not be started.
-    pub(super) fn thread_is_gone(&self) {
+    fn may_spawn(&self) -> bool {
+        self.threads.load(Ordering::SeqCst) < self.max_threads
+            && self.looks.load(Ordering::Relaxed) >= self.no_spawn_before.load(Ordering::Relaxed)
+    }
+
+    /// A thread that was counted could not be started; it is not tried again for a while.
+    pub(super) fn could_not_spawn(&self) {
+        const LOOKS: u64 = 1000;
         self.threads.fetch_sub(1, Ordering::SeqCst);
+        self.no_spawn_before.store(
+            self.looks.load(Ordering::Relaxed) + LOOKS,
+            Ordering::Relaxed,
+        );
     }
 
     /// Those who wait to lead return. Those who wait for events have to be woken.

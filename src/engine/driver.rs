@@ -30,6 +30,8 @@ pub(super) struct Driver {
     connection: Connection,
     peer: Peer,
     is_known_to_events: bool,
+    /// What it waits for while it is parked.
+    interest: Interest,
     /// Counts the connection; the last field, so that it goes after the socket.
     entry: Entry,
 }
@@ -66,6 +68,7 @@ impl Driver {
             connection,
             peer,
             is_known_to_events: false,
+            interest: Interest::Readable,
             entry,
         })
     }
@@ -97,8 +100,9 @@ impl Driver {
     }
 
     /// Gives back what a parked session does not need, and says until when it may be parked.
-    pub(super) fn prepare_to_rest(&mut self) -> Option<Instant> {
+    pub(super) fn prepare_to_rest(&mut self, interest: Interest) -> Option<Instant> {
         self.is_known_to_events = true;
+        self.interest = interest;
         self.session.wire.rest();
         self.session.deadline()
     }
@@ -119,11 +123,17 @@ impl Driver {
             Step::Event(Happening::Call(call)) => Turn::Call(call, now),
             Step::Transmit => self.transmit(sleep, now),
             Step::Receive => self.receive(sleep),
-            Step::Closed => {
-                self.run_deferred();
-                Turn::Over
-            }
+            Step::Closed => Turn::Over,
         }
+    }
+
+    /// Whether what the session was parked for has come after all. Its deadline is then no reason to end it.
+    pub(super) fn moves_after_all(&mut self) -> bool {
+        let turn = match self.interest {
+            Interest::Readable => self.receive(false),
+            Interest::Writable => self.transmit(false, Instant::now()),
+        };
+        matches!(turn, Turn::Moved)
     }
 
     /// Answers the call that the last turn gave.
@@ -164,7 +174,7 @@ impl Driver {
                 Turn::Moved
             }
             Err(err) if is_timeout(&err) => Turn::Waits(Interest::Writable),
-            Err(_) => self.broken(),
+            Err(_) => Turn::Over,
         }
     }
 
@@ -187,14 +197,8 @@ impl Driver {
                 self.session.fail(err);
                 Turn::Moved
             }
-            Err(ReceiveError::Io(_)) => self.broken(),
+            Err(ReceiveError::Io(_)) => Turn::Over,
         }
-    }
-
-    /// The connection is gone.
-    fn broken(&mut self) -> Turn {
-        self.run_deferred();
-        Turn::Over
     }
 
     /// Runs what the handlers have put off until their answers were sent.
@@ -206,5 +210,14 @@ impl Driver {
             // A task that panics has nobody to tell: the answer is gone already.
             let _ = panics::catch(task);
         }
+    }
+}
+
+impl Drop for Driver {
+    /// What users have kept in a session may panic when it is dropped, and nobody is left to be told.
+    fn drop(&mut self) {
+        self.run_deferred();
+        let context = self.context.take();
+        let _ = panics::catch(|| drop(context));
     }
 }

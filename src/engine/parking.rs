@@ -9,6 +9,7 @@ use crate::sys::epoll::{EventSet, Interest};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ pub(super) const LISTENER: u64 = u64::MAX;
 pub(super) struct Parking {
     pub(super) events: EventSet,
     lot: Mutex<Lot>,
+    queue_is_next: AtomicBool,
     /// Its waker makes whoever waits for events look at the deadlines again.
     control: Control,
 }
@@ -39,6 +41,7 @@ impl Parking {
         Ok(Parking {
             events: EventSet::new()?,
             lot: Mutex::default(),
+            queue_is_next: AtomicBool::new(false),
             control,
         })
     }
@@ -51,7 +54,7 @@ impl Parking {
         let id = driver.id();
         let socket = driver.socket();
         let known = driver.is_known_to_events();
-        let deadline = driver.prepare_to_rest();
+        let deadline = driver.prepare_to_rest(interest);
         let mut lot = self.lock();
         if let Some(deadline) = deadline {
             lot.deadlines.insert((deadline, id));
@@ -63,9 +66,10 @@ impl Parking {
         lot.sessions.insert(id, driver);
         // Armed under the lock, so that whoever gets the event finds the session.
         let armed = self.events.arm(socket.as_fd(), id, interest, known);
-        if armed.is_err() {
-            lot.take(id);
-        }
+        let refused = armed.is_err().then(|| lot.take(id));
+        // A session is dropped, with what users have kept in it, when nobody waits for the lock.
+        drop(lot);
+        drop(refused);
         armed
     }
 
@@ -100,6 +104,13 @@ impl Parking {
     /// Lets others go first.
     pub(super) fn queue(&self, driver: Box<Driver>) {
         self.lock().queued.push_back(driver);
+        // The leader may have gone to sleep a moment ago.
+        self.control.gate().waker().wake();
+    }
+
+    /// Whether the queue is to be looked at before the events: every second time, if there is anything in it.
+    pub(super) fn is_queues_turn(&self) -> bool {
+        self.has_queued() && self.queue_is_next.fetch_xor(true, Ordering::Relaxed)
     }
 
     pub(super) fn take_queued(&self) -> Option<Box<Driver>> {

@@ -142,30 +142,31 @@ impl Shared {
     }
 
     /// Makes the leader look.
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.site.control.gate().waker().wake();
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
         if *relief == Relief::Spawn && self.spawn().is_err() {
             // The first thread that is free will lead.
-            self.crew.thread_is_gone();
+            self.crew.could_not_spawn();
         }
     }
 
     /// A thread's life.
     fn work(self: &Arc<Shared>) {
         while let Some(token) = self.crew.take_lead() {
-            while self.crew.leads(token) {
-                self.lead(token);
-            }
+            while self.crew.leads(token) && self.lead(token) {}
         }
     }
 
-    /// Waits for one event, and serves it; by then the lead may be somebody else's.
-    fn lead(self: &Arc<Shared>, token: u64) {
+    /// Waits for one event, and serves it. `false`: the lead is somebody else's by then.
+    fn lead(self: &Arc<Shared>, token: u64) -> bool {
         let Ok(event) = self.next_event() else {
-            return self.crew.end();
+            // Nothing could ever be waited for again.
+            self.site.control.stop();
+            self.crew.end();
+            return false;
         };
         let (number, wake_watchdog) = self.crew.begin_event();
         if wake_watchdog {
@@ -177,7 +178,6 @@ impl Shared {
             Some(WAKER) if self.crew.is_ending() => {}
             Some(WAKER) => {
                 self.site.control.gate().waker().clear();
-                self.accept_again(true);
             }
             Some(id) => {
                 if let Some(driver) = self.parking.take(id) {
@@ -185,26 +185,32 @@ impl Shared {
                 }
             }
             None => {
-                self.accept_again(false);
                 if let Some(driver) = self.parking.take_queued() {
                     self.serve(driver, Some(token));
                 }
             }
         }
-        self.expire();
-        self.crew.end_event(number);
+        self.expire(token);
+        self.accept_again();
+        self.crew.end_event(number)
     }
 
     fn next_event(&self) -> io::Result<Option<u64>> {
-        if !self.crew.has_reserve() {
+        let alone = !self.crew.has_reserve();
+        if !alone && self.crowded.load(Ordering::Relaxed) {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
+        if self.parking.is_queues_turn() {
+            return Ok(None);
+        }
+        if alone || self.parking.has_queued() {
             let event = self.parking.events.next_now()?;
-            self.crowded.store(event.is_some(), Ordering::Relaxed);
-            if event.is_some() {
+            if alone {
+                self.crowded.store(event.is_some(), Ordering::Relaxed);
+            }
+            if event.is_some() || self.parking.has_queued() {
                 return Ok(event);
             }
-        }
-        if self.parking.has_queued() {
-            return self.parking.events.next_now();
         }
         let deadline = self.parking.sleep_until(self.acceptance().not_before);
         self.parking.events.next(deadline)
@@ -242,11 +248,17 @@ impl Shared {
                 Turn::Moved if driver.has_output() => {}
                 Turn::Moved => {
                     let Some(begun) = since else { continue };
-                    if !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
+                    let leads = lead.is_some_and(|token| self.crew.leads(token));
+                    let alone = leads || self.crew.is_headless();
+                    if !alone && !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
                         continue;
                     }
                     // Others wait for a thread, and this client has had one for long enough.
                     self.rest(driver);
+                    if alone {
+                        // Newcomers, deadlines and the rest are for the leader to look at.
+                        return;
+                    }
                     match self.next_session() {
                         Some(other) => (driver, calls, since) = (other, 0, None),
                         None => return,
@@ -279,16 +291,20 @@ impl Shared {
 
     /// Another session that can go on now.
     fn next_session(&self) -> Option<Box<Driver>> {
-        match self.parking.events.next_now() {
-            // The leader will see these again.
-            Ok(Some(WAKER | LISTENER)) => None,
-            Ok(Some(id)) => self.parking.take(id),
-            Ok(None) | Err(_) => self.parking.take_queued(),
+        if self.parking.is_queues_turn() {
+            return self.parking.take_queued();
         }
+        let ready = match self.parking.events.next_now() {
+            // The leader will see these again.
+            Ok(None | Some(WAKER | LISTENER)) | Err(_) => None,
+            Ok(Some(id)) => self.parking.take(id),
+        };
+        ready.or_else(|| self.parking.take_queued())
     }
 
-    /// Ends sessions whose deadlines have passed.
-    fn expire(self: &Arc<Shared>) {
+    /// Ends sessions whose deadlines have passed, unless what they waited for has come and nobody had the time to
+    /// look.
+    fn expire(self: &Arc<Shared>, token: u64) {
         if self
             .parking
             .deadline()
@@ -296,9 +312,12 @@ impl Shared {
         {
             return;
         }
-        while let Some(driver) = self.parking.take_expired(Instant::now()) {
-            // It says good-bye, or nothing; it does not wait for its client.
-            self.serve_briefly(driver);
+        while let Some(mut driver) = self.parking.take_expired(Instant::now()) {
+            match driver.moves_after_all() {
+                true => self.serve(driver, Some(token)),
+                // It says good-bye, or nothing; it does not wait for its client.
+                false => self.serve_briefly(driver),
+            }
         }
     }
 

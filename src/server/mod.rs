@@ -137,6 +137,8 @@ impl Server {
     /// Runs `handler` in the server, in normal context on its control thread, soon after `signal` has come. With
     /// a handler, INT and TERM do not stop the server any more; the handler may.
     ///
+    /// Orders, other signals and the engine's watchdog wait for it: be quick, or start a thread.
+    ///
     /// KILL, STOP, ILL, FPE, SEGV, BUS and IO cannot be handled: a start error.
     pub fn handle_signal(
         mut self,
