@@ -24,6 +24,10 @@ crate::tests![
     a_paused_server_accepts_nobody_until_resumed,
     handlers_control_their_server,
     a_question_to_a_server_that_is_gone_or_deaf_ends,
+    a_newcomer_is_served_while_the_only_thread_has_a_flood,
+    room_is_seen_however_it_comes,
+    a_session_that_panics_when_dropped_costs_no_thread,
+    a_deadline_ends_nobody_who_was_on_time,
 ];
 
 fn with_threads(threads: usize) -> Server {
@@ -455,4 +459,130 @@ fn a_question_to_a_server_that_is_gone_or_deaf_ends() {
     kill(pid, Signal::SIGKILL).unwrap();
     server.wait();
     assert!(matches!(server.pause(), Err(ControlError::NotRunning)));
+}
+
+fn a_newcomer_is_served_while_the_only_thread_has_a_flood() {
+    for threads in [1, 2] {
+        let server = with_threads(threads).start().unwrap();
+        let mut floods: Vec<_> = (0..threads)
+            .map(|_| {
+                Helper::start(|test| {
+                    let mut client = Client::connect(server.address()).unwrap();
+                    let begun = Instant::now();
+                    let mut calls = std::collections::VecDeque::new();
+                    test.say("flooding");
+                    // Something is always there to be answered.
+                    while begun.elapsed() < Duration::from_millis(700) {
+                        while calls.len() < 64 {
+                            calls.push_back(client.begin::<_, String>("echo", "x").unwrap());
+                        }
+                        client.finish(calls.pop_front().unwrap()).unwrap();
+                    }
+                    test.wait();
+                })
+            })
+            .collect();
+        floods
+            .iter_mut()
+            .for_each(|flood| assert_eq!(flood.hear(), "flooding"));
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let mut client = Client::connect(server.address()).unwrap();
+            assert_eq!(client.call::<_, String>("echo", "new").unwrap(), "new");
+            assert!(
+                begun.elapsed() < Duration::from_millis(200),
+                "{:?}",
+                begun.elapsed()
+            );
+        }
+        floods.into_iter().for_each(Helper::finish);
+    }
+}
+
+fn room_is_seen_however_it_comes() {
+    let mut limits = Limits::default();
+    limits.max_connections = 1;
+    let server = echo().limits(limits).start().unwrap();
+    let call =
+        |client: &mut Client| assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    for _ in 0..3 {
+        // The owner's own connections are let in above the limit.
+        let mut one = server.connect().unwrap();
+        call(&mut one);
+        let mut waiting = Client::connect(server.address())
+            .unwrap()
+            .with_timeout(Duration::from_secs(10));
+        let pending = waiting.begin::<_, String>("echo", "at last").unwrap();
+        let mut two = server.connect().unwrap();
+        call(&mut two);
+        drop((one, two));
+        assert_eq!(waiting.finish(pending).unwrap(), "at last");
+    }
+}
+
+#[derive(Default)]
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("while the session ends");
+    }
+}
+
+fn a_session_that_panics_when_dropped_costs_no_thread() {
+    let definition = with_threads(2).handle("arm", |ctx, (): ()| {
+        let _: &mut Bomb = ctx.session();
+        ctx.defer(|| panic!("and before"));
+        Ok(())
+    });
+    let server = definition.start().unwrap();
+    for _ in 0..10 {
+        let mut client = Client::connect(server.address()).unwrap();
+        client.call::<_, ()>("arm", &()).unwrap();
+    }
+    let mut client = Client::connect(server.address())
+        .unwrap()
+        .with_timeout(Duration::from_secs(10));
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    drop(client);
+    assert_eq!(server.stop().unwrap(), Exit::Code(0));
+}
+
+fn a_deadline_ends_nobody_who_was_on_time() {
+    let (mut entered, enter) = std::io::pipe().unwrap();
+    let (wait, mut leave) = std::io::pipe().unwrap();
+    let mut limits = Limits::default();
+    limits.max_threads = 1;
+    limits.idle_timeout = Some(Duration::from_millis(200));
+    limits.auth_timeout = Duration::from_millis(200);
+    let definition =
+        echo()
+            .limits(limits)
+            .keep_fd(&enter)
+            .keep_fd(&wait)
+            .handle("slow", move |_, (): ()| {
+                (&enter).write_all(b"!")?;
+                Ok((&wait).read_exact(&mut [0])?)
+            });
+    let server = definition.start().unwrap();
+    let mut known = Client::connect(server.address()).unwrap();
+    assert_eq!(known.call::<_, String>("echo", "x").unwrap(), "x");
+    let mut stranger = Client::connect(server.address()).unwrap();
+    let mut busy = Client::connect(server.address()).unwrap();
+    let slow = busy.begin::<_, ()>("slow", &()).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
+    let calls = [
+        known.begin::<_, String>("echo", "in time").unwrap(),
+        stranger.begin::<_, String>("echo", "in time").unwrap(),
+    ];
+    // All deadlines pass while the only thread is busy: nothing happens that could be waited for.
+    assert!(!crate::processes::readable(
+        &server,
+        Duration::from_millis(500)
+    ));
+    leave.write_all(b"x").unwrap();
+    busy.finish(slow).unwrap();
+    for (client, call) in [&mut known, &mut stranger].into_iter().zip(calls) {
+        assert_eq!(client.finish(call).unwrap(), "in time");
+    }
 }
