@@ -248,15 +248,15 @@ impl Shared {
                 Turn::Moved if driver.has_output() => {}
                 Turn::Moved => {
                     let Some(begun) = since else { continue };
+                    // Nobody else could look at newcomers, deadlines and the rest.
                     let leads = lead.is_some_and(|token| self.crew.leads(token));
-                    let alone = leads || self.crew.is_headless();
+                    let alone = self.crew.is_headless() || leads && !self.crew.has_reserve();
                     if !alone && !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
                         continue;
                     }
                     // Others wait for a thread, and this client has had one for long enough.
                     self.rest(driver);
                     if alone {
-                        // Newcomers, deadlines and the rest are for the leader to look at.
                         return;
                     }
                     match self.next_session() {
