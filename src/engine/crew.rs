@@ -7,8 +7,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Nobody leads.
+/// Nobody leads, and nobody has been called to: the first thread that is free shall.
 const NOBODY: u64 = 0;
+/// Nobody leads, but somebody is on the way.
+const CALLED: u64 = 1;
 
 /// Which thread leads, and who waits for it.
 pub(super) struct Crew {
@@ -71,7 +73,10 @@ impl Crew {
             looks: AtomicU64::new(0),
             no_spawn_before: AtomicU64::new(0),
             watched: AtomicBool::new(false),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                last_token: CALLED,
+                ..State::default()
+            }),
             called: Condvar::new(),
         }
     }
@@ -83,7 +88,7 @@ impl Crew {
             if state.ending {
                 return None;
             }
-            if self.lead.load(Ordering::SeqCst) == NOBODY {
+            if [NOBODY, CALLED].contains(&self.lead.load(Ordering::SeqCst)) {
                 state.last_token += 1;
                 self.lead.store(state.last_token, Ordering::SeqCst);
                 return Some(state.last_token);
@@ -105,7 +110,7 @@ impl Crew {
         self.lead.load(Ordering::SeqCst) == token
     }
 
-    /// Whether nobody leads.
+    /// Whether nobody leads, or is about to.
     pub(super) fn is_headless(&self) -> bool {
         self.lead.load(Ordering::SeqCst) == NOBODY
     }
@@ -154,7 +159,7 @@ impl Crew {
             };
             return Some(Relief::None);
         }
-        if serving != 0 && serving == events && token != NOBODY {
+        if serving != 0 && serving == events && token > CALLED {
             // Who sets it to zero decides whether the event was over in time.
             let stuck = || {
                 self.serving
@@ -190,7 +195,11 @@ impl Crew {
         {
             return Relief::None;
         }
-        self.relieve(&mut state)
+        let relief = self.relieve(&mut state);
+        if relief != Relief::None {
+            self.lead.store(CALLED, Ordering::SeqCst);
+        }
+        relief
     }
 
     /// Calls somebody to lead, if anybody waits; or makes room for a new thread.
@@ -217,6 +226,9 @@ impl Crew {
     pub(super) fn could_not_spawn(&self) {
         const LOOKS: u64 = 1000;
         self.threads.fetch_sub(1, Ordering::SeqCst);
+        let _ = self
+            .lead
+            .compare_exchange(CALLED, NOBODY, Ordering::SeqCst, Ordering::SeqCst);
         self.no_spawn_before.store(
             self.looks.load(Ordering::Relaxed) + LOOKS,
             Ordering::Relaxed,
