@@ -2,6 +2,7 @@
 //!
 //! Invariant: a path of any length works, and waiting for a place in the backlog has a bound.
 
+use crate::address::Address;
 use crate::error::ConnectError;
 use crate::listener::short_path;
 use crate::sys::{file, socket};
@@ -13,8 +14,23 @@ use std::time::Duration;
 /// How long a connect waits for a place in the server's backlog.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Connects to a server, and asks the kernel whether it is the one that the address names.
+pub(super) fn connect_to(address: &Address) -> Result<OwnedFd, ConnectError> {
+    let connection = connect(&address.path)?;
+    match address.identity.is_peer_of(&connection) {
+        Ok(true) => Ok(connection),
+        Ok(false) => Err(ConnectError::Impostor {
+            path: address.path.clone(),
+        }),
+        Err(source) => Err(ConnectError::Io {
+            action: "ask who listens",
+            source,
+        }),
+    }
+}
+
 /// Connects to the socket at a path of any length.
-pub(super) fn connect(path: &Path) -> Result<OwnedFd, ConnectError> {
+fn connect(path: &Path) -> Result<OwnedFd, ConnectError> {
     let try_connect = || match path
         .parent()
         .filter(|_| path.as_os_str().len() > socket::MAX_PATH)

@@ -30,6 +30,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A connection that is older than this when the first call leaves is made anew: half of a server's usual patience.
+const STALE: Duration = Duration::from_secs(1);
 /// Calls that are begun while others are under way are gathered up to this size before they leave.
 const GATHERED: usize = 16 << 10;
 
@@ -39,6 +41,8 @@ const GATHERED: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
+    /// Where the connection came from and when, until the first call leaves.
+    fresh: Option<Box<(Address, Instant)>>,
     session: ClientSession,
     limits: Limits,
     timeout: Option<Duration>,
@@ -54,22 +58,15 @@ pub struct Client {
 
 impl Client {
     /// Connects to a server. The kernel is asked who listens there first: the password goes to nobody else. It
-    /// leaves with the first call, whose answer is the answer to it; see [`Client::authenticate`].
+    /// leaves with the first call, whose answer is the answer to it; see [`Client::authenticate`]. If more than a
+    /// second passes before that, the connection is made anew, because a server does not wait long for strangers.
     ///
     /// # Errors
     /// Nobody listens there, or somebody else; there are no descriptors left.
     pub fn connect(address: &Address) -> Result<Client, ConnectError> {
-        let connection = connect::connect(&address.path)?;
-        match address.identity.is_peer_of(&connection) {
-            Ok(true) => Ok(Client::over(connection, address.password.clone())),
-            Ok(false) => Err(ConnectError::Impostor {
-                path: address.path.clone(),
-            }),
-            Err(source) => Err(ConnectError::Io {
-                action: "ask who listens",
-                source,
-            }),
-        }
+        let mut client = Client::over(connect::connect_to(address)?, address.password.clone());
+        client.fresh = Some(Box::new((address.clone(), Instant::now())));
+        Ok(client)
     }
 
     /// A client over a connection whose other end is known to be the server's.
@@ -77,6 +74,7 @@ impl Client {
         let limits = Limits::default();
         Client {
             connection: Connection::new(Arc::new(connection)),
+            fresh: None,
             session: ClientSession::new(password, limits.max_frame, limits.max_fds),
             limits,
             timeout: None,
@@ -112,6 +110,10 @@ impl Client {
         if self.generation != process::generation() {
             return Err(ConnectError::WrongProcess);
         }
+        self.freshen().map_err(|err| ConnectError::Io {
+            action: "connect again",
+            source: io::Error::other(err),
+        })?;
         let deadline = self.deadline();
         // A hello is far below every limit.
         let _ = self.session.say_hello(true);
@@ -237,6 +239,30 @@ impl Client {
         Instant::now().checked_add(timeout)
     }
 
+    /// The first call is about to leave. A server does not wait long for a client to say hello: a connection that
+    /// was made some time ago is made anew.
+    fn freshen(&mut self) -> Result<(), CallError> {
+        let Some(fresh) = self.fresh.take() else {
+            return Ok(());
+        };
+        let (address, since) = *fresh;
+        if since.elapsed() < STALE {
+            return Ok(());
+        }
+        match connect::connect_to(&address) {
+            Ok(connection) => {
+                self.connection = Connection::new(Arc::new(connection));
+                Ok(())
+            }
+            Err(ConnectError::Impostor { .. }) => {
+                Err(CallError::Denied("another process listens there now"))
+            }
+            Err(_) => Err(CallError::Disconnected {
+                delivery: Delivery::NotSent,
+            }),
+        }
+    }
+
     /// Queues a call.
     fn send<A: Serialize + ?Sized>(
         &mut self,
@@ -251,6 +277,7 @@ impl Client {
                 similar: None,
             });
         }
+        self.freshen()?;
         // 0 is for frames that belong to no call.
         let id = self.last_id.checked_add(1).unwrap_or(1);
         let (mut frame, slot) = write_call(id, name, self.timeout, last);

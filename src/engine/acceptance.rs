@@ -73,7 +73,10 @@ impl Shared {
     /// Serves a connection of the owner's. Called on the control thread, which reads no client's bytes.
     pub(super) fn take_on(&self, socket: OwnedFd) -> io::Result<()> {
         match self.admit(socket)? {
-            Some(driver) => self.parking.park(driver, Interest::Readable),
+            Some(mut driver) => {
+                driver.is_the_owners();
+                self.parking.park(driver, Interest::Readable)
+            }
             None => Ok(()),
         }
     }

@@ -73,6 +73,12 @@ impl Driver {
         })
     }
 
+    /// The connection is the owner's, who is no stranger and may take its time.
+    pub(super) fn is_the_owners(&mut self) {
+        self.session.has_time();
+        self.entry.authenticated();
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.entry.id
     }

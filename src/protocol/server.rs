@@ -88,6 +88,11 @@ impl ServerSession {
         }
     }
 
+    /// The client is known to be the owner's, and may say hello when it likes.
+    pub(crate) fn has_time(&mut self) {
+        self.deadline = None;
+    }
+
     /// What to do next.
     pub(crate) fn poll(&mut self, now: Instant) -> Step<Happening> {
         loop {

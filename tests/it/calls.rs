@@ -37,6 +37,7 @@ crate::tests![
     a_call_that_was_not_sent_does_not_run_later,
     large_answers_are_read_while_calls_are_begun,
     a_panic_hook_of_ones_own_is_kept_out,
+    a_client_may_take_its_time_before_the_first_call,
 ];
 
 fn a_fault_carries_code_message_and_causes() {
@@ -679,4 +680,34 @@ fn a_panic_hook_of_ones_own_is_kept_out() {
         matches!(&err, CallError::Panicked { message, location } if message == "just text" && location.contains("calls.rs")),
         "{err}"
     );
+}
+
+fn a_client_may_take_its_time_before_the_first_call() {
+    let mut limits = Limits::default();
+    limits.auth_timeout = Duration::from_millis(1100);
+    let server = echo().limits(limits).start().unwrap();
+    let mut by_path = Client::connect(server.address()).unwrap();
+    let mut by_path_too = Client::connect(server.address()).unwrap();
+    let mut by_handle = server.connect().unwrap();
+    // The server's patience with strangers ends; there is no event for that on this side.
+    assert!(!crate::processes::readable(
+        &server,
+        Duration::from_millis(1300)
+    ));
+    assert_eq!(by_handle.call::<_, String>("echo", "late").unwrap(), "late");
+    assert_eq!(by_path.call::<_, String>("echo", "late").unwrap(), "late");
+    by_path_too.authenticate().unwrap();
+    assert_eq!(
+        by_path_too.call::<_, String>("echo", "late").unwrap(),
+        "late"
+    );
+    let mut gone = Client::connect(server.address()).unwrap();
+    server.stop().unwrap();
+    let (quiet, _other_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(!crate::processes::readable(
+        &quiet,
+        Duration::from_millis(1100)
+    ));
+    let err = gone.call::<_, String>("echo", "too late").unwrap_err();
+    assert_eq!(err.delivery(), Delivery::NotSent, "{err}");
 }
