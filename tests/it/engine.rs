@@ -1,7 +1,7 @@
 //! Threads: who waits for whom, and for how long.
 
 use crate::harness::descriptors;
-use crate::hostile::{Raw, hello_frame};
+use crate::hostile::{Raw, hello_frame, resident};
 use crate::lifecycle::echo;
 use crate::processes::Helper;
 use forkserver::{Address, Client, Exit, Limits, Server};
@@ -272,20 +272,6 @@ fn a_full_descriptor_table_costs_no_time_and_ends() {
     );
 }
 
-fn resident(pid: u32) -> usize {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        << 10
-}
-
 fn ten_thousand_strangers_cost_little() {
     let count = room_for(10_000);
     let mut limits = Limits::default();
@@ -296,7 +282,7 @@ fn ten_thousand_strangers_cost_little() {
     let server = echo().limits(limits).start().unwrap();
     let mut client = Client::connect(server.address()).unwrap();
     assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
-    let before = resident(server.pid());
+    let before = resident(&server);
     let mut strangers: Vec<Raw> = Vec::new();
     for n in 0..count {
         let mut raw = Raw::connect(&server);
@@ -315,7 +301,7 @@ fn ten_thousand_strangers_cost_little() {
         "{:?}",
         begun.elapsed()
     );
-    let grown = resident(server.pid()) - before;
+    let grown = resident(&server) - before;
     assert!(grown < 10 << 20, "{} KiB", grown >> 10);
     drop(strangers);
     server.stop().unwrap();

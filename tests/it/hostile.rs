@@ -228,7 +228,8 @@ fn a_silent_connection_is_closed_when_idle_for_too_long() {
     }
 }
 
-fn resident(server: &ServerHandle) -> usize {
+/// How much memory the server has.
+pub fn resident(server: &ServerHandle) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = text
         .lines()
