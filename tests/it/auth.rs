@@ -176,14 +176,7 @@ fn a_squatter_gets_nothing() {
     assert_eq!(squatter.hear(), "0");
     squatter.finish();
     // The owner's own way does not need the path.
-    assert_eq!(
-        server
-            .connect()
-            .unwrap()
-            .call::<_, String>("echo", "x")
-            .unwrap(),
-        "x"
-    );
+    crate::lifecycle::call_echo(&server);
     server.stop().unwrap();
     assert!(path.exists(), "what is not ours is not removed");
     std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
@@ -323,14 +316,7 @@ fn another_user_is_turned_away() {
         assert!(answer.is_empty(), "the right password of the wrong user");
     })
     .finish();
-    assert_eq!(
-        server
-            .connect()
-            .unwrap()
-            .call::<_, String>("echo", "x")
-            .unwrap(),
-        "x"
-    );
+    crate::lifecycle::call_echo(&server);
 }
 
 fn a_server_that_keeps_its_rights_serves_an_owner_that_has_none() {
@@ -341,12 +327,14 @@ fn a_server_that_keeps_its_rights_serves_an_owner_that_has_none() {
     std::fs::set_permissions(std::env::temp_dir(), std::fs::Permissions::from_mode(0o711)).unwrap();
     for stubborn in [false, true] {
         let mut owner = Helper::start(|test| {
-            let grace = std::time::Duration::from_millis(200);
+            let (mut entered, enter) = std::io::pipe().unwrap();
             let server = Server::new()
-                .grace(grace)
+                .grace(std::time::Duration::from_millis(200))
+                .keep_fd(&enter)
                 .listen(Listener::private().for_user(NOBODY, NOBODY))
                 .handle("uid", |_, (): ()| Ok(nix::unistd::geteuid().as_raw()))
-                .handle("spin", |_, (): ()| -> Result<(), forkserver::Fault> {
+                .handle("spin", move |_, (): ()| -> Result<(), forkserver::Fault> {
+                    (&enter).write_all(b"!")?;
                     loop {
                         std::hint::spin_loop();
                     }
@@ -364,15 +352,11 @@ fn a_server_that_keeps_its_rights_serves_an_owner_that_has_none() {
             if stubborn {
                 // Nobody may kill root: the dead-man switch does.
                 let _pending = client.begin::<_, ()>("spin", &()).unwrap();
-                let mut other = server.connect().unwrap();
-                other.call::<_, u32>("uid", &()).unwrap();
+                entered.read_exact(&mut [0]).unwrap();
                 let exit = server
                     .stop_within(std::time::Duration::from_millis(50))
                     .unwrap();
-                assert!(
-                    !exit.is_clean() || exit == forkserver::Exit::Code(0),
-                    "{exit}"
-                );
+                assert_eq!(exit, forkserver::Exit::Signal(9));
             } else {
                 assert_eq!(server.stop().unwrap(), forkserver::Exit::Code(0));
             }

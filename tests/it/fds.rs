@@ -180,6 +180,10 @@ fn a_fault_carries_descriptors() {
         .handle("fail", |_, (): ()| {
             Err::<(), _>(Fault::new("see the log").with_fd(File::open("/dev/zero")?))
         })
+        .handle("fail with", |_, number: usize| {
+            let fault = (0..number).fold(Fault::new("many"), |fault, _| fault.with_fd(null()));
+            Err::<(), _>(fault)
+        })
         .start()
         .unwrap();
     let mut client = server.connect().unwrap();
@@ -193,6 +197,12 @@ fn a_fault_carries_descriptors() {
         .unwrap();
     assert_eq!(byte, [0]);
     drop(client.call::<_, ()>("fail", &()).unwrap_err());
+    for number in [0, 1, 253] {
+        match client.call::<_, ()>("fail with", &number).unwrap_err() {
+            CallError::Fault(mut fault) => assert_eq!(fault.take_fds().len(), number),
+            err => panic!("{err}"),
+        }
+    }
     settles(&server, &mut client, before);
 }
 

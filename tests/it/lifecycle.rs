@@ -52,7 +52,8 @@ pub fn echo() -> Server {
         .handle("pid", |_, (): ()| Ok(std::process::id()))
 }
 
-fn call_echo(server: &ServerHandle) {
+/// The server answers.
+pub fn call_echo(server: &ServerHandle) {
     let reply: String = server
         .connect()
         .expect("a connection")
