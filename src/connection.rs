@@ -1,10 +1,11 @@
-//! A connected socket that moves what a [`Wire`] holds, and waits no longer than it is told.
+//! A connected socket that moves what a [`Inbox`] or an [`Outbox`] holds, and waits no longer than it is told.
 //!
 //! Invariant: each method is at most one exchange with the kernel that moves data. The only thing a connection
 //! remembers is which timeouts the socket has, because setting them costs a call.
 
 use crate::protocol::frame::ProtocolError;
-use crate::protocol::wire::Wire;
+use crate::protocol::inbox::Inbox;
+use crate::protocol::outbox::Outbox;
 use crate::sys::rights::{self, Rights};
 use crate::sys::socket;
 use std::io;
@@ -40,21 +41,25 @@ impl Connection {
         }
     }
 
-    /// Writes once, without waiting. Returns how much is gone; it is for the caller to tell the wire.
-    pub(crate) fn transmit_now(&self, wire: &Wire) -> io::Result<usize> {
-        match wire.transmit() {
+    /// Writes once, without waiting. Returns how much is gone; it is for the caller to tell the outbox.
+    pub(crate) fn transmit_now(&self, outbox: &Outbox) -> io::Result<usize> {
+        match outbox.transmit() {
             Some(transmit) => rights::send(&self.socket, transmit.slices(), transmit.fds, true),
             None => Ok(0),
         }
     }
 
     /// Writes once, and waits `patience` for room; if there is none by then, the error is `WouldBlock`.
-    pub(crate) fn transmit(&self, wire: &Wire, patience: Option<Duration>) -> io::Result<usize> {
-        match self.transmit_now(wire) {
+    pub(crate) fn transmit(
+        &self,
+        outbox: &Outbox,
+        patience: Option<Duration>,
+    ) -> io::Result<usize> {
+        match self.transmit_now(outbox) {
             Err(err) if is_timeout(&err) => {}
             result => return result,
         }
-        let Some(transmit) = wire.transmit() else {
+        let Some(transmit) = outbox.transmit() else {
             return Ok(0);
         };
         socket::set_send_timeout(&self.socket, patience)?;
@@ -65,33 +70,33 @@ impl Connection {
     /// a signal came.
     pub(crate) fn receive(
         &mut self,
-        wire: &mut Wire,
+        inbox: &mut Inbox,
         rights: Rights,
         patience: Option<Duration>,
     ) -> Result<bool, ReceiveError> {
         self.limit_receive(patience)?;
-        self.receive_once(wire, rights, false)
+        self.receive_once(inbox, rights, false)
     }
 
     /// As [`Connection::receive`], without waiting.
     pub(crate) fn receive_now(
         &self,
-        wire: &mut Wire,
+        inbox: &mut Inbox,
         rights: Rights,
     ) -> Result<bool, ReceiveError> {
-        self.receive_once(wire, rights, true)
+        self.receive_once(inbox, rights, true)
     }
 
     fn receive_once(
         &self,
-        wire: &mut Wire,
+        inbox: &mut Inbox,
         rights: Rights,
         now: bool,
     ) -> Result<bool, ReceiveError> {
-        match rights::receive(&self.socket, wire.receive_buffer(), rights, now) {
+        match rights::receive(&self.socket, inbox.receive_buffer(), rights, now) {
             Ok(received) if received.lost => Err(ReceiveError::Protocol(ProtocolError::LostFds)),
             Ok(received) => {
-                wire.received(received.len, received.fds);
+                inbox.received(received.len, received.fds);
                 Ok(true)
             }
             Err(err) if is_timeout(&err) || err.kind() == io::ErrorKind::Interrupted => Ok(false),

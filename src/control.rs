@@ -8,8 +8,8 @@ use crate::gate::Status;
 use crate::limits::Limits;
 use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
+use crate::protocol::inbox::Inbox;
 use crate::protocol::message::{EncodedValue, write_reply};
-use crate::protocol::wire::Wire;
 use crate::sys::rights::{self, Rights};
 use crate::sys::{poll, socket};
 use serde::de::DeserializeOwned;
@@ -119,8 +119,8 @@ impl ControlLine {
         if !poll::readable([Some(self.as_fd())], deadline)?[0] {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let mut wire = Wire::new(MAX_MESSAGE, 1);
-        let buffer = wire.receive_buffer();
+        let mut inbox = Inbox::new(MAX_MESSAGE, 1);
+        let buffer = inbox.receive_buffer();
         buffer.reserve(HEADER_LEN + MAX_MESSAGE);
         let received = rights::receive(&self.0, buffer, Rights::Accept, true)?;
         if received.lost {
@@ -129,11 +129,11 @@ impl ControlLine {
                 ProtocolError::LostFds,
             ));
         }
-        wire.received(received.len, received.fds);
+        inbox.received(received.len, received.fds);
         if received.len == 0 {
             return Ok(None);
         }
-        let value = wire.next_frame().and_then(|frame| match frame {
+        let value = inbox.next_frame().and_then(|frame| match frame {
             Some(frame) => EncodedValue::read(frame),
             None => Err(ProtocolError::Malformed("control message")),
         });

@@ -184,7 +184,7 @@ impl Client {
         let idle = self.in_flight == 0;
         let id = self.send(name, args, false)?;
         let pending = self.begun.add(id, name);
-        if idle || self.session.wire.queued() > GATHERED {
+        if idle || self.session.outbox.queued() > GATHERED {
             self.flush().map_err(|err| self.with_delivery(err, id))?;
         }
         Ok(pending)
@@ -214,7 +214,7 @@ impl Client {
     pub fn flush(&mut self) -> Result<(), CallError> {
         self.check()?;
         let deadline = self.deadline();
-        while self.session.wire.queued() > 0 && !self.deaf {
+        while self.session.outbox.queued() > 0 && !self.deaf {
             if let Some((id, answer)) = self.step(deadline)? {
                 self.begun.keep(id, answer);
             }
@@ -346,7 +346,7 @@ impl Client {
                 Err(errors::denied(denied))
             }
             Ok(Step::Transmit) if !self.deaf => self.transmit(deadline).map(|()| None),
-            Ok(Step::Transmit | Step::Receive) if !self.session.wire.is_at_end() => {
+            Ok(Step::Transmit | Step::Receive) if !self.session.inbox.is_at_end() => {
                 self.receive(deadline).map(|()| None)
             }
             Ok(_) => {
@@ -364,10 +364,10 @@ impl Client {
 
     /// Writes some of what is queued. A server that reads nothing because it waits for us to read is read from.
     fn transmit(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
-        match self.connection.transmit_now(&self.session.wire) {
+        match self.connection.transmit_now(&self.session.outbox) {
             Ok(len) => self.session.transmitted(len),
             Err(err) if is_timeout(&err) => {
-                let at_end = self.session.wire.is_at_end();
+                let at_end = self.session.inbox.is_at_end();
                 let ready = poll::ready(self.connection.as_fd(), !at_end, deadline);
                 let (readable, writable) =
                     ready.map_err(|err| self.io("wait for the server", err))?;
@@ -391,7 +391,7 @@ impl Client {
         }
         match self
             .connection
-            .receive(&mut self.session.wire, Rights::Accept, left)
+            .receive(&mut self.session.inbox, Rights::Accept, left)
         {
             // Nothing came in time: the next turn looks at the clock.
             Ok(_) => Ok(()),

@@ -8,7 +8,7 @@ use super::parking::LISTENER;
 use super::threaded::Shared;
 use crate::connection::Connection;
 use crate::protocol::message::Denied;
-use crate::protocol::wire::Wire;
+use crate::protocol::outbox::Outbox;
 use crate::sys::epoll::Interest;
 use crate::sys::{fdtable, socket};
 use std::io;
@@ -160,10 +160,10 @@ impl Shared {
     }
 
     fn turn_away(&self, socket: Arc<OwnedFd>) {
-        let mut wire = Wire::new(self.site.limits.max_frame, 0);
-        if wire.send(Denied::Stopping.write()).is_ok() {
+        let mut outbox = Outbox::new(self.site.limits.max_frame, 0);
+        if outbox.send(Denied::Stopping.write()).is_ok() {
             // A client that is gone needs no answer.
-            let _ = Connection::new(socket).transmit_now(&wire);
+            let _ = Connection::new(socket).transmit_now(&outbox);
         }
     }
 }

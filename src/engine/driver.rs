@@ -97,19 +97,19 @@ impl Driver {
 
     /// Whether something waits to be sent.
     pub(super) fn has_output(&self) -> bool {
-        self.session.wire.queued() > 0
+        self.session.outbox.queued() > 0
     }
 
     /// Whether something has been received and not been looked at.
     pub(super) fn has_input(&self) -> bool {
-        self.session.wire.has_unread()
+        self.session.inbox.has_unread()
     }
 
     /// Gives back what a parked session does not need, and says until when it may be parked.
     pub(super) fn prepare_to_rest(&mut self, interest: Interest) -> Option<Instant> {
         self.is_known_to_events = true;
         self.interest = interest;
-        self.session.wire.rest();
+        self.session.inbox.rest();
         self.session.deadline()
     }
 
@@ -168,13 +168,13 @@ impl Driver {
 
     fn transmit(&mut self, sleep: bool, now: Instant) -> Turn {
         let written = match sleep {
-            true => self.connection.transmit(&self.session.wire, Some(NAP)),
-            false => self.connection.transmit_now(&self.session.wire),
+            true => self.connection.transmit(&self.session.outbox, Some(NAP)),
+            false => self.connection.transmit_now(&self.session.outbox),
         };
         match written {
             Ok(len) => {
                 self.session.transmitted(len, now);
-                if self.session.wire.queued() == 0 {
+                if self.session.outbox.queued() == 0 {
                     self.run_deferred();
                 }
                 Turn::Moved
@@ -193,8 +193,8 @@ impl Driver {
         let received = match sleep {
             true => self
                 .connection
-                .receive(&mut self.session.wire, rights, Some(NAP)),
-            false => self.connection.receive_now(&mut self.session.wire, rights),
+                .receive(&mut self.session.inbox, rights, Some(NAP)),
+            false => self.connection.receive_now(&mut self.session.inbox, rights),
         };
         match received {
             Ok(true) => Turn::Moved,

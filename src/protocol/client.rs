@@ -4,8 +4,9 @@
 
 use super::Step;
 use super::frame::{Kind, Outgoing, ProtocolError};
+use super::inbox::Inbox;
 use super::message::{Denied, EncodedValue, ErrorBody, Hello, Welcome};
-use super::wire::Wire;
+use super::outbox::Outbox;
 use crate::password::Password;
 use std::collections::VecDeque;
 
@@ -23,7 +24,8 @@ pub(crate) enum Answer {
 /// One connection, seen by the client.
 #[derive(Debug)]
 pub(crate) struct ClientSession {
-    pub(crate) wire: Wire,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
     hello: Greeting,
     /// Frames with descriptors, and those behind them, which wait for the welcome.
     held: VecDeque<(u32, Outgoing)>,
@@ -43,7 +45,8 @@ enum Greeting {
 impl ClientSession {
     pub(crate) fn new(password: Password, max_frame: usize, max_fds: usize) -> ClientSession {
         ClientSession {
-            wire: Wire::new(max_frame, max_fds),
+            inbox: Inbox::new(max_frame, max_fds),
+            outbox: Outbox::new(max_frame, max_fds),
             hello: Greeting::Unsaid(password),
             held: VecDeque::new(),
             leaving: VecDeque::new(),
@@ -79,7 +82,7 @@ impl ClientSession {
     /// Queues the hello, if it has not been said yet. With `wait` the welcome comes at once.
     pub(crate) fn say_hello(&mut self, wait: bool) -> Result<(), ProtocolError> {
         if let Greeting::Unsaid(password) = &self.hello {
-            self.wire.send(Hello::write(password, true, wait))?;
+            self.outbox.send(Hello::write(password, true, wait))?;
             self.hello = Greeting::Said;
         }
         Ok(())
@@ -87,21 +90,22 @@ impl ClientSession {
 
     /// New bounds, for frames that have not been queued or received yet.
     pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
-        self.wire.set_limits(max_frame, max_fds);
+        self.inbox.set_limits(max_frame, max_fds);
+        self.outbox.set_limits(max_frame, max_fds);
         (self.max_frame, self.max_fds) = (max_frame, max_fds);
     }
 
     fn queue(&mut self, id: u32, call: Outgoing) -> Result<(), ProtocolError> {
-        let begin = self.wire.written();
-        self.wire.send(call)?;
-        self.leaving.push_back((id, begin, self.wire.written()));
+        let begin = self.outbox.written();
+        self.outbox.send(call)?;
+        self.leaving.push_back((id, begin, self.outbox.written()));
         Ok(())
     }
 
     /// `len` bytes are gone.
     pub(crate) fn transmitted(&mut self, len: usize) {
-        self.wire.transmitted(len);
-        let departed = self.wire.departed();
+        self.outbox.transmitted(len);
+        let departed = self.outbox.departed();
         while self
             .leaving
             .front()
@@ -125,7 +129,7 @@ impl ClientSession {
         }
         match self.leaving.back() {
             Some(&(last, begin, _))
-                if last == id && self.held.is_empty() && self.wire.retract(begin) =>
+                if last == id && self.held.is_empty() && self.outbox.retract(begin) =>
             {
                 self.leaving.pop_back();
                 true
@@ -146,10 +150,10 @@ impl ClientSession {
         if let Some(answer) = self.next_answer()? {
             return Ok(Step::Event(answer));
         }
-        if self.wire.queued() > 0 {
+        if self.outbox.queued() > 0 {
             return Ok(Step::Transmit);
         }
-        Ok(if self.wire.is_at_end() {
+        Ok(if self.inbox.is_at_end() {
             Step::Closed
         } else {
             Step::Receive
@@ -158,7 +162,7 @@ impl ClientSession {
 
     /// The next answer among what has been received already.
     pub(crate) fn next_answer(&mut self) -> Result<Option<Answer>, ProtocolError> {
-        let Some(frame) = self.wire.next_frame()? else {
+        let Some(frame) = self.inbox.next_frame()? else {
             return Ok(None);
         };
         let id = frame.header.id;

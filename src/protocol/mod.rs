@@ -6,9 +6,10 @@
 pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod frame;
+pub(crate) mod inbox;
 pub(crate) mod message;
+pub(crate) mod outbox;
 pub(crate) mod server;
-pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ mod tests;
 pub(crate) enum Step<E> {
     /// Something for the user of the session.
     Event(E),
-    /// Write what `Wire::transmit` gives.
+    /// Write what `Outbox::transmit` gives.
     Transmit,
     /// Wait for input until `deadline`, and receive.
     Receive,

@@ -5,8 +5,9 @@
 
 use super::Step;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
+use super::inbox::Inbox;
 use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
-use super::wire::Wire;
+use super::outbox::Outbox;
 use crate::limits::Limits;
 use crate::password::Password;
 use std::sync::Arc;
@@ -56,7 +57,8 @@ enum State {
 pub(crate) struct ServerSession {
     password: Arc<Password>,
     limits: Arc<Limits>,
-    pub(crate) wire: Wire,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
     state: State,
     deadline: Option<Instant>,
     /// What the deadline is about, so that progress there, and only there, moves it.
@@ -77,7 +79,8 @@ enum Phase {
 impl ServerSession {
     pub(crate) fn new(password: Arc<Password>, limits: Arc<Limits>, now: Instant) -> ServerSession {
         ServerSession {
-            wire: Wire::new(limits.max_frame, limits.max_fds),
+            inbox: Inbox::new(limits.max_frame, limits.max_fds),
+            outbox: Outbox::new(limits.max_frame, limits.max_fds),
             deadline: now.checked_add(limits.auth_timeout),
             phase: Phase::Greeting,
             state: State::Greeting,
@@ -109,7 +112,7 @@ impl ServerSession {
                     }
                 }
                 State::Calling { .. } => return Step::Receive,
-                State::Closing(_) if self.wire.queued() == 0 => return Step::Closed,
+                State::Closing(_) if self.outbox.queued() == 0 => return Step::Closed,
                 State::Closing(_) => return self.flush(now),
             }
         }
@@ -129,7 +132,7 @@ impl ServerSession {
             debug_assert!(false, "no call is waiting for an answer");
             return;
         };
-        if let Err(err) = self.wire.send(answer) {
+        if let Err(err) = self.outbox.send(answer) {
             let body = ErrorBody::new(Class::BadReply, vec![err.to_string()]);
             self.queue(body.write(id));
         }
@@ -179,7 +182,7 @@ impl ServerSession {
             self.deny(Denied::Stopping, Ending::Stopping);
             return Ok(None);
         }
-        let unread = self.wire.unread();
+        let unread = self.inbox.unread();
         match unread.first() {
             Some(&kind) if kind != Kind::Hello as u8 => {
                 return Err(ProtocolError::Unexpected("no hello"));
@@ -194,7 +197,7 @@ impl ServerSession {
             return Ok(None);
         }
         let frame = self
-            .wire
+            .inbox
             .next_frame()?
             .ok_or(ProtocolError::Malformed("hello"))?;
         let hello = Hello::read(&frame.payload)?;
@@ -219,7 +222,7 @@ impl ServerSession {
             self.end(Ending::TimedOut);
             return Step::Closed;
         }
-        if self.wire.is_at_end() {
+        if self.inbox.is_at_end() {
             self.end(Ending::Denied);
             return Step::Closed;
         }
@@ -228,7 +231,7 @@ impl ServerSession {
 
     /// One turn of the state `Ready`. `None`: the state has changed, look again.
     fn serve(&mut self, now: Instant) -> Option<Step<Happening>> {
-        if self.wire.queued() > 0 && !self.holds_welcome {
+        if self.outbox.queued() > 0 && !self.holds_welcome {
             return Some(self.flush(now));
         }
         match self.next_call() {
@@ -243,7 +246,7 @@ impl ServerSession {
                 self.deadline = None;
                 return Some(Step::Event(Happening::Call(call)));
             }
-            Ok(None) if self.wire.is_at_end() => self.end(if self.draining {
+            Ok(None) if self.inbox.is_at_end() => self.end(if self.draining {
                 Ending::Stopping
             } else {
                 Ending::Finished
@@ -259,7 +262,7 @@ impl ServerSession {
     }
 
     fn next_call(&mut self) -> Result<Option<Call>, ProtocolError> {
-        match self.wire.next_frame()? {
+        match self.inbox.next_frame()? {
             Some(frame) if frame.header.kind == Kind::Call => Call::read(frame).map(Some),
             Some(_) => Err(ProtocolError::Unexpected("a client sends calls only")),
             None => Ok(None),
@@ -267,7 +270,7 @@ impl ServerSession {
     }
 
     fn wait_for_call(&mut self, now: Instant) -> Option<Step<Happening>> {
-        let (phase, limit, ending) = match self.wire.has_unread() {
+        let (phase, limit, ending) = match self.inbox.has_unread() {
             true => (
                 Phase::Receiving,
                 Some(self.limits.frame_timeout),
@@ -294,7 +297,7 @@ impl ServerSession {
 
     /// Output made progress: the write timeout begins anew.
     pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
-        self.wire.transmitted(len);
+        self.outbox.transmitted(len);
         if self.phase == Phase::Sending {
             self.deadline = now.checked_add(self.limits.write_timeout);
         }
@@ -318,7 +321,7 @@ impl ServerSession {
 
     /// Queues a frame of our own making, which is small: it can exceed no limit that lets calls through.
     fn queue(&mut self, frame: Outgoing) {
-        if let Err(err) = self.wire.send(frame) {
+        if let Err(err) = self.outbox.send(frame) {
             self.end(Ending::Protocol(err));
         }
     }

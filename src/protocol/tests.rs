@@ -4,9 +4,10 @@ use super::Step;
 use super::client::{Answer, ClientSession};
 use super::codec;
 use super::frame::ProtocolError;
+use super::inbox::Inbox;
 use super::message::{Class, Denied, ErrorBody, Hello, write_call, write_reply};
+use super::outbox::Outbox;
 use super::server::{Ending, Happening, ServerSession};
-use super::wire::Wire;
 use crate::Fd;
 use crate::limits::Limits;
 use crate::password::Password;
@@ -32,7 +33,7 @@ fn client() -> ClientSession {
 
 /// Moves at most `most` bytes, as the kernel would: descriptors go with the first byte of what carries them, and
 /// nothing behind them comes with them.
-fn carry(from: &mut Wire, to: &mut Wire, most: usize) -> usize {
+fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
     let Some(transmit) = from.transmit() else {
         return 0;
     };
@@ -52,9 +53,9 @@ fn carry(from: &mut Wire, to: &mut Wire, most: usize) -> usize {
     bytes.len()
 }
 
-fn feed(wire: &mut Wire, bytes: &[u8], fds: Vec<OwnedFd>) {
-    wire.receive_buffer().extend_from_slice(bytes);
-    wire.received(bytes.len(), fds);
+fn feed(inbox: &mut Inbox, bytes: &[u8], fds: Vec<OwnedFd>) {
+    inbox.receive_buffer().extend_from_slice(bytes);
+    inbox.received(bytes.len(), fds);
 }
 
 fn null() -> Fd {
@@ -111,9 +112,9 @@ fn every_fragmentation_gives_the_same_answers() {
         send(&mut client, 6, "nothing", &());
         let mut answers = Vec::new();
         while answers.len() < 6 {
-            let mut moved = carry(&mut client.wire, &mut server.wire, most);
+            let mut moved = carry(&mut client.outbox, &mut server.inbox, most);
             assert!(serve(&mut server, now), "the session lives");
-            moved += carry(&mut server.wire, &mut client.wire, most);
+            moved += carry(&mut server.outbox, &mut client.inbox, most);
             while let Some(answer) = client.next_answer().unwrap() {
                 if let Answer::Call(id, answer) = answer {
                     let value = answer.map(|value| {
@@ -179,25 +180,25 @@ fn a_hundred_thousand_random_inputs_panic_nobody() {
     let mut valid = client();
     send(&mut valid, 1, "double", &1_u64);
     send(&mut valid, 2, "count", &Vec::<Fd>::new());
-    let to_server = valid.wire.transmit().unwrap().slices()[0].to_vec();
+    let to_server = valid.outbox.transmit().unwrap().slices()[0].to_vec();
     let mut answering = server(now);
-    feed(&mut answering.wire, &to_server, Vec::new());
+    feed(&mut answering.inbox, &to_server, Vec::new());
     let mut to_client = Vec::new();
-    while serve(&mut answering, now) && answering.wire.queued() > 0 {
-        to_client.extend_from_slice(&answering.wire.transmit().unwrap().slices()[0]);
-        let len = answering.wire.queued();
-        answering.wire.transmitted(len);
+    while serve(&mut answering, now) && answering.outbox.queued() > 0 {
+        to_client.extend_from_slice(&answering.outbox.transmit().unwrap().slices()[0]);
+        let len = answering.outbox.queued();
+        answering.outbox.transmitted(len);
     }
     assert!(to_client.len() > 60);
     for _ in 0..100_000 {
         let mut server = server(now);
-        feed(&mut server.wire, &random.bytes(&to_server), Vec::new());
+        feed(&mut server.inbox, &random.bytes(&to_server), Vec::new());
         if serve(&mut server, now) {
-            feed(&mut server.wire, &random.bytes(&to_server), Vec::new());
+            feed(&mut server.inbox, &random.bytes(&to_server), Vec::new());
             serve(&mut server, now);
         }
         let mut client = client();
-        feed(&mut client.wire, &random.bytes(&to_client), Vec::new());
+        feed(&mut client.inbox, &random.bytes(&to_client), Vec::new());
         while let Ok(Some(_)) = client.next_answer() {}
     }
 }
@@ -210,7 +211,7 @@ fn golden_bytes_of_a_conversation() {
     let hash = codec::encode(&("Joe", 300_u32), &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
     client.send(7, frame).unwrap();
-    let sent = client.wire.transmit().unwrap().slices()[0].to_vec();
+    let sent = client.outbox.transmit().unwrap().slices()[0].to_vec();
     let hello = [
         &[1, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0][..],
         b"FKSV\x01\x00\x01\x00pppppppppppppppppppppppppppppppp",
@@ -228,7 +229,7 @@ fn golden_bytes_of_a_conversation() {
         "{sent:02x?}"
     );
 
-    feed(&mut server.wire, &sent, Vec::new());
+    feed(&mut server.inbox, &sent, Vec::new());
     let Step::Event(Happening::Authenticated { fds: true }) = server.poll(now) else {
         panic!()
     };
@@ -247,7 +248,7 @@ fn golden_bytes_of_a_conversation() {
     let Step::Transmit = server.poll(now) else {
         panic!("welcome and reply leave in one write")
     };
-    let sent = server.wire.transmit().unwrap().slices()[0].to_vec();
+    let sent = server.outbox.transmit().unwrap().slices()[0].to_vec();
     let welcome = [
         2, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];
@@ -261,7 +262,7 @@ fn golden_bytes_of_a_conversation() {
         [&welcome[..], &reply.concat()].concat(),
         "{sent:02x?}"
     );
-    let len = server.wire.queued();
+    let len = server.outbox.queued();
     server.transmitted(len, now);
     assert!(
         matches!(server.poll(now), Step::Closed),
@@ -310,7 +311,7 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
 
     let mut silent = server_with(limits.clone(), now);
     assert!(matches!(silent.poll(now), Step::Receive));
-    feed(&mut silent.wire, &hello[..10], Vec::new());
+    feed(&mut silent.inbox, &hello[..10], Vec::new());
     assert!(
         matches!(silent.poll(now + step), Step::Receive),
         "a byte does not move the deadline"
@@ -322,9 +323,9 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
 
     let welcomed = || {
         let mut session = server_with(limits.clone(), now);
-        feed(&mut session.wire, &hello, Vec::new());
+        feed(&mut session.inbox, &hello, Vec::new());
         assert!(serve(&mut session, now));
-        let len = session.wire.queued();
+        let len = session.outbox.queued();
         assert_eq!(len, 24);
         session.transmitted(len, now);
         assert!(matches!(session.poll(now), Step::Receive));
@@ -336,9 +337,9 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
     );
 
     let mut half = welcomed();
-    feed(&mut half.wire, &[4, 0], Vec::new());
+    feed(&mut half.inbox, &[4, 0], Vec::new());
     assert!(matches!(half.poll(now + step), Step::Receive));
-    feed(&mut half.wire, &[0, 0], Vec::new());
+    feed(&mut half.inbox, &[0, 0], Vec::new());
     assert!(matches!(half.poll(now + 2 * step), Step::Receive));
     assert_eq!(
         ends_with(&mut half, now + step, limits.frame_timeout),
@@ -348,10 +349,10 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
     let mut unread = welcomed();
     let mut call = client();
     call.say_hello(false).unwrap();
-    let len = call.wire.queued();
-    call.wire.transmitted(len);
+    let len = call.outbox.queued();
+    call.outbox.transmitted(len);
     send(&mut call, 1, "double", &1_u64);
-    carry(&mut call.wire, &mut unread.wire, 1000);
+    carry(&mut call.outbox, &mut unread.inbox, 1000);
     assert!(serve(&mut unread, now + step));
     unread.transmitted(1, now + 2 * step);
     assert!(
@@ -370,7 +371,7 @@ fn a_drain_refuses_what_has_not_begun_and_then_ends() {
     let (mut client, mut server) = (client(), server(now));
     send(&mut client, 1, "double", &1_u64);
     send(&mut client, 2, "double", &2_u64);
-    carry(&mut client.wire, &mut server.wire, 1000);
+    carry(&mut client.outbox, &mut server.inbox, 1000);
     let Step::Event(Happening::Authenticated { .. }) = server.poll(now) else {
         panic!()
     };
@@ -380,10 +381,10 @@ fn a_drain_refuses_what_has_not_begun_and_then_ends() {
     };
     server.drain();
     server.finish(ErrorBody::new(Class::Fault, vec![]).write(call.id));
-    server.wire.received(0, Vec::new());
+    server.inbox.received(0, Vec::new());
     let mut classes = Vec::new();
     while !matches!(server.poll(now), Step::Closed) {
-        carry(&mut server.wire, &mut client.wire, 1000);
+        carry(&mut server.outbox, &mut client.inbox, 1000);
         while let Some(answer) = client.next_answer().unwrap() {
             if let Answer::Call(id, Err(body)) = answer {
                 classes.push((id, body.class));
@@ -400,7 +401,7 @@ fn a_greeting_is_refused_while_draining() {
     let mut server = server(now);
     server.drain();
     assert!(matches!(server.poll(now), Step::Transmit));
-    let bytes = server.wire.transmit().unwrap().slices()[0].to_vec();
+    let bytes = server.outbox.transmit().unwrap().slices()[0].to_vec();
     assert_eq!(bytes, Denied::Stopping.write().seal(100, 0).unwrap().buf);
 }
 
@@ -412,16 +413,16 @@ fn descriptors_belong_to_the_frame_they_came_with() {
         bytes.extend_from_slice(b"\x05count");
         bytes
     };
-    let wire = || Wire::new(100, 10);
+    let inbox = || Inbox::new(100, 10);
     let stray = Some(ProtocolError::StrayFds);
 
-    let mut good = wire();
+    let mut good = inbox();
     feed(&mut good, &[frame(0), frame(1)].concat(), fd());
     assert!(good.next_frame().unwrap().unwrap().fds.is_empty());
     assert_eq!(good.next_frame().unwrap().unwrap().fds.len(), 1);
     assert!(good.next_frame().unwrap().is_none());
 
-    let mut late = wire();
+    let mut late = inbox();
     feed(&mut late, &frame(1)[..5], Vec::new());
     feed(&mut late, &frame(1)[5..], fd());
     assert_eq!(
@@ -430,15 +431,15 @@ fn descriptors_belong_to_the_frame_they_came_with() {
         "they came after the frame's first byte"
     );
 
-    let mut unannounced = wire();
+    let mut unannounced = inbox();
     feed(&mut unannounced, &frame(0), fd());
     assert_eq!(unannounced.next_frame().err(), stray);
 
-    let mut too_few = wire();
+    let mut too_few = inbox();
     feed(&mut too_few, &frame(2), fd());
     assert_eq!(too_few.next_frame().err(), stray);
 
-    let mut missing = wire();
+    let mut missing = inbox();
     feed(&mut missing, &frame(1), Vec::new());
     assert_eq!(missing.next_frame().err(), stray);
 }

@@ -1,0 +1,176 @@
+//! What one peer has sent: bytes as they arrive, and the frames and descriptors in them.
+//!
+//! Invariant: descriptors stay with the frame that announces them, in order, or the connection ends; received
+//! bytes cost memory only as they arrive, whatever a header announces.
+
+use super::frame::{Frame, HEADER_LEN, Header, ProtocolError};
+use bytes::{Buf, BytesMut};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+/// What the first read of a connection makes room for: a password and a small call.
+const FIRST_READ: usize = 256;
+/// What a read makes room for when no long frame is under way.
+const SMALL_READ: usize = 4096;
+/// The step in which room for a long frame begins to grow; it doubles from there.
+const LONG_READ: usize = 64 << 10;
+
+/// The direction towards us.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    bytes: BytesMut,
+    /// The place in the stream where `bytes` begins.
+    position: u64,
+    arrivals: VecDeque<Arrival>,
+    eof: bool,
+    max_frame: usize,
+    max_fds: usize,
+}
+
+/// Descriptors that came in one receive, with the part of the stream that came with them: the frame they
+/// belong to begins in it (the kernel never delivers bytes after a message that carries rights with it).
+#[derive(Debug)]
+struct Arrival {
+    begin: u64,
+    end: u64,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Inbox {
+    pub(crate) fn new(max_frame: usize, max_fds: usize) -> Inbox {
+        Inbox {
+            bytes: BytesMut::new(),
+            position: 0,
+            arrivals: VecDeque::new(),
+            eof: false,
+            max_frame,
+            max_fds,
+        }
+    }
+
+    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
+        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    }
+
+    /// The buffer to receive into, with some room behind its content. Report with [`Inbox::received`].
+    pub(crate) fn receive_buffer(&mut self) -> &mut BytesMut {
+        let room = match self.announced() {
+            // Before the password is known to be right.
+            _ if self.position == 0 => FIRST_READ.saturating_sub(self.bytes.len()).max(64),
+            Some(total) if total > SMALL_READ => total
+                .saturating_sub(self.bytes.len())
+                .clamp(SMALL_READ, self.bytes.len().max(LONG_READ)),
+            _ => SMALL_READ,
+        };
+        if self.bytes.capacity() - self.bytes.len() < room {
+            self.bytes.reserve(room);
+        }
+        &mut self.bytes
+    }
+
+    /// `len` bytes were appended to the buffer and `fds` came with them. No bytes: the peer has finished.
+    pub(crate) fn received(&mut self, len: usize, fds: Vec<OwnedFd>) {
+        self.eof |= len == 0;
+        if !fds.is_empty() {
+            let end = self.position + self.bytes.len() as u64;
+            self.arrivals.push_back(Arrival {
+                begin: end - len as u64,
+                end,
+                fds: fds.into(),
+            });
+        }
+    }
+
+    /// What has been received and not been taken as a frame yet.
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// The peer has finished sending.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.eof
+    }
+
+    /// Takes the next whole frame.
+    ///
+    /// # Errors
+    /// A header beyond the limits, or descriptors that belong to no frame.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
+        let Some(header) = self.header()? else {
+            return self.no_fds_inside(None).map(|()| None);
+        };
+        let total = HEADER_LEN + header.len as usize;
+        if self.bytes.len() < total {
+            self.no_fds_inside(Some(header.fds.into()))?;
+            return Ok(None);
+        }
+        let fds = self.take_fds(header.fds.into())?;
+        let mut payload = self.bytes.split_to(total).freeze();
+        payload.advance(HEADER_LEN);
+        self.position += total as u64;
+        self.no_stray_fds()?;
+        Ok(Some(Frame {
+            header,
+            payload,
+            fds,
+        }))
+    }
+
+    /// Gives the memory of the empty receive buffer back; for connections that will wait for long.
+    pub(crate) fn rest(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = BytesMut::new();
+        }
+    }
+
+    fn header(&self) -> Result<Option<Header>, ProtocolError> {
+        match self.bytes.first_chunk() {
+            Some(bytes) => Header::parse(bytes, self.max_frame, self.max_fds).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn announced(&self) -> Option<usize> {
+        let header = self.header().ok()??;
+        Some(HEADER_LEN + header.len as usize)
+    }
+
+    fn take_fds(&mut self, count: usize) -> Result<Vec<OwnedFd>, ProtocolError> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let arrival = self.arrivals.front_mut().ok_or(ProtocolError::StrayFds)?;
+        let begins_here = (arrival.begin..arrival.end).contains(&self.position);
+        if !begins_here || arrival.fds.len() != count {
+            return Err(ProtocolError::StrayFds);
+        }
+        let fds = std::mem::take(&mut arrival.fds).into();
+        self.arrivals.pop_front();
+        Ok(fds)
+    }
+
+    /// All that is here belongs to one frame that is not complete: descriptors came with its first byte or not
+    /// at all, and as many as it announces. Otherwise one frame could bring any number of them.
+    fn no_fds_inside(&self, announced: Option<usize>) -> Result<(), ProtocolError> {
+        self.no_stray_fds()?;
+        let count = self.arrivals.front().map_or(0, |arrival| arrival.fds.len());
+        let wrong = announced.is_some_and(|announced| count != announced);
+        match self.arrivals.back() {
+            Some(last) if wrong || last.begin > self.position => Err(ProtocolError::StrayFds),
+            None if wrong => Err(ProtocolError::StrayFds),
+            _ => Ok(()),
+        }
+    }
+
+    /// Descriptors left over whose part of the stream has been consumed belong to nobody.
+    fn no_stray_fds(&self) -> Result<(), ProtocolError> {
+        match self.arrivals.front() {
+            Some(arrival) if arrival.end <= self.position => Err(ProtocolError::StrayFds),
+            _ => Ok(()),
+        }
+    }
+}

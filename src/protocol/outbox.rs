@@ -1,0 +1,219 @@
+//! What is to be sent to one peer: frames, gathered into as few writes as possible.
+//!
+//! Invariant: descriptors ride on the first byte of their frame; what is queued leaves in order and once.
+
+use super::frame::{HEADER_LEN, Outgoing, ProtocolError};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Frames up to this size are gathered in one buffer, so that a batch of them leaves in one write.
+const GATHERED: usize = 16 << 10;
+/// How many pieces one write is made of at most: a message with a long byte string has three. Small messages are
+/// gathered in one piece.
+const MAX_SLICES: usize = 4;
+
+/// The direction away from us.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    chunks: VecDeque<Chunk>,
+    /// How much of the first chunk is gone already.
+    sent: usize,
+    queued: usize,
+    /// How many bytes have ever been queued.
+    written: u64,
+    max_frame: usize,
+    max_fds: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: ChunkBytes,
+    fds: Vec<Arc<OwnedFd>>,
+}
+
+#[derive(Debug)]
+enum ChunkBytes {
+    Gathered(Vec<u8>),
+    Shared(Bytes),
+}
+
+impl ChunkBytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            ChunkBytes::Gathered(bytes) => bytes,
+            ChunkBytes::Shared(bytes) => bytes,
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            ChunkBytes::Gathered(bytes) => bytes.truncate(len),
+            ChunkBytes::Shared(bytes) => bytes.truncate(len),
+        }
+    }
+}
+
+/// What to write next: some bytes, and the descriptors that ride on the first of them.
+pub(crate) struct Transmit<'a> {
+    slices: [IoSlice<'a>; MAX_SLICES],
+    count: usize,
+    pub(crate) fds: &'a [Arc<OwnedFd>],
+}
+
+impl<'a> Transmit<'a> {
+    pub(crate) fn slices(&self) -> &[IoSlice<'a>] {
+        &self.slices[..self.count]
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(max_frame: usize, max_fds: usize) -> Outbox {
+        Outbox {
+            chunks: VecDeque::new(),
+            sent: 0,
+            queued: 0,
+            written: 0,
+            max_frame,
+            max_fds,
+        }
+    }
+
+    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
+        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    }
+
+    /// Queues a frame.
+    ///
+    /// # Errors
+    /// It exceeds the limits; nothing is queued then.
+    pub(crate) fn send(&mut self, frame: Outgoing) -> Result<(), ProtocolError> {
+        let frame = frame.seal(self.max_frame, self.max_fds)?;
+        let len = HEADER_LEN + frame.payload_len();
+        self.queued += len;
+        self.written += len as u64;
+        let Outgoing {
+            buf, pieces, fds, ..
+        } = frame;
+        if pieces.is_empty() {
+            self.gather(buf, fds);
+            return Ok(());
+        }
+        let mut written = Bytes::from(buf);
+        let (mut taken, mut fds) = (0, fds);
+        for (place, piece) in pieces {
+            let before = written.split_to(place - taken);
+            taken = place;
+            self.push(ChunkBytes::Shared(before), std::mem::take(&mut fds));
+            self.push(ChunkBytes::Shared(piece), Vec::new());
+        }
+        self.push(ChunkBytes::Shared(written), Vec::new());
+        Ok(())
+    }
+
+    /// How many bytes wait to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// How many bytes have ever been queued; a frame that is queued now ends there.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// How many bytes have left.
+    pub(crate) fn departed(&self) -> u64 {
+        self.written - self.queued as u64
+    }
+
+    /// Takes back everything that was queued when `written` was what it says here. `false`: some of it has left.
+    pub(crate) fn retract(&mut self, written: u64) -> bool {
+        if written < self.departed() {
+            return false;
+        }
+        let mut surplus = (self.written - written) as usize;
+        (self.written, self.queued) = (written, self.queued - surplus);
+        while let Some(last) = self.chunks.back_mut() {
+            let len = last.bytes.as_slice().len();
+            if surplus < len {
+                last.bytes.truncate(len - surplus);
+                break;
+            }
+            surplus -= len;
+            self.chunks.pop_back();
+            if surplus == 0 {
+                break;
+            }
+        }
+        true
+    }
+
+    /// What to write next, if anything. Report with [`Outbox::transmitted`].
+    pub(crate) fn transmit(&self) -> Option<Transmit<'_>> {
+        let first = self.chunks.front()?;
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        slices[0] = IoSlice::new(&first.bytes.as_slice()[self.sent..]);
+        let mut count = 1;
+        // A chunk with descriptors must begin a write of its own: they ride on the first byte of a write.
+        for chunk in self
+            .chunks
+            .iter()
+            .skip(1)
+            .take_while(|chunk| chunk.fds.is_empty())
+            .take(MAX_SLICES - 1)
+        {
+            slices[count] = IoSlice::new(chunk.bytes.as_slice());
+            count += 1;
+        }
+        Some(Transmit {
+            slices,
+            count,
+            fds: &first.fds,
+        })
+    }
+
+    /// `len` bytes are gone, and with the first of them the descriptors of the first chunk (the kernel sends
+    /// them with whatever part of a write it takes).
+    pub(crate) fn transmitted(&mut self, len: usize) {
+        self.queued -= len;
+        let mut left = len;
+        while let Some(first) = self.chunks.front_mut() {
+            if left > 0 {
+                first.fds.clear();
+            }
+            let rest = first.bytes.as_slice().len() - self.sent;
+            if left < rest {
+                self.sent += left;
+                return;
+            }
+            left -= rest;
+            self.sent = 0;
+            self.chunks.pop_front();
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    fn gather(&mut self, buf: Vec<u8>, fds: Vec<Arc<OwnedFd>>) {
+        if fds.is_empty() && buf.len() <= GATHERED {
+            if let Some(Chunk {
+                bytes: ChunkBytes::Gathered(last),
+                ..
+            }) = self.chunks.back_mut()
+            {
+                last.extend_from_slice(&buf);
+                return;
+            }
+        }
+        self.push(ChunkBytes::Gathered(buf), fds);
+    }
+
+    fn push(&mut self, bytes: ChunkBytes, fds: Vec<Arc<OwnedFd>>) {
+        if !bytes.as_slice().is_empty() {
+            self.chunks.push_back(Chunk { bytes, fds });
+        }
+    }
+}
