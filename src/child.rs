@@ -99,7 +99,7 @@ impl Child {
     pub(crate) fn stop(self, patience: Duration, grace: Duration) -> io::Result<Option<Exit>> {
         // A child that is gone already, or deaf, is dealt with below.
         let deadline = Instant::now().checked_add(patience);
-        let _ = self.control.send(&Order::Stop, deadline);
+        let _ = self.control.send(&Order::Stop { patience }, deadline);
         match self.wait(deadline)? {
             Some(exit) => Ok(Some(exit)),
             None => self.kill(grace),

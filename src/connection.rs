@@ -109,6 +109,11 @@ impl Connection {
         Arc::clone(&self.socket)
     }
 
+    /// Whether both are the same socket.
+    pub(crate) fn is_same(&self, other: &Connection) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
     /// A timeout that is shorter than need be only makes the caller look once more; a longer one is too long.
     fn limit_receive(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let fits = match (self.receive_timeout, limit) {

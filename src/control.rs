@@ -16,13 +16,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What an owner says to its server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Finish what is under way, then end.
-    Stop,
+    /// Finish what is under way, then end. Whoever says so waits as long as this, and then kills.
+    Stop { patience: Duration },
     /// Serve this connection as if it had been accepted.
     Serve(Fd),
     /// Do something and say how things are then, with the same number.

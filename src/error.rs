@@ -25,6 +25,9 @@ pub enum Error {
     /// A call got no answer, or another one than hoped for.
     #[error("the call failed: {0}")]
     Call(#[from] CallError),
+    /// A stream was broken off.
+    #[error("the stream failed: {0}")]
+    Stream(#[from] StreamError),
     /// A running server did not do what its owner asked for.
     #[error("cannot control the server: {0}")]
     Control(#[from] ControlError),
@@ -209,6 +212,20 @@ pub enum CallError {
         /// The handler whose name is nearest, if one is near.
         similar: Option<String>,
     },
+    /// The name is a stream's and was called, or is not and was to be opened.
+    #[error("{name:?} {}", if *.is_stream { "is a stream: use `Client::open`" } else { "is no stream: use `Client::call`" })]
+    WrongForm {
+        /// What was called or opened.
+        name: String,
+        /// Whether the name is a stream's.
+        is_stream: bool,
+    },
+    /// The server does as much as it may at a time, and has not begun this.
+    #[error("the server is busy: {limit} is reached")]
+    Busy {
+        /// The limit that is reached: a field of [`Limits`](crate::Limits), or what the system lacks.
+        limit: String,
+    },
     /// Caller and handler do not agree on types.
     #[error("{what} do not have the expected types: {reason}")]
     TypeMismatch {
@@ -275,6 +292,8 @@ impl CallError {
                 Delivery::Executed
             }
             CallError::UnknownName { .. }
+            | CallError::WrongForm { .. }
+            | CallError::Busy { .. }
             | CallError::Encode(_)
             | CallError::TooLarge(_)
             | CallError::Stopping
@@ -287,6 +306,68 @@ impl CallError {
             CallError::Protocol(_) | CallError::Io { .. } => Delivery::MaybeExecuted,
         }
     }
+}
+
+/// Why nothing more can be sent or received on a [`Channel`](crate::Channel), unless it says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The handler returned a [`Fault`](crate::Fault).
+    #[error("{0}")]
+    Fault(#[source] RemoteFault),
+    /// The handler panicked. The server lives.
+    #[error("the handler panicked at {location}: {message}")]
+    Panicked {
+        /// What it said.
+        message: String,
+        /// Source file, line and column.
+        location: String,
+    },
+    /// The handler was told to stop, and nothing has arrived that could still be received. The channel is in order.
+    #[error("{0}")]
+    Stopped(StopReason),
+    /// Nothing can be sent any more: this side has finished, or the handler has returned.
+    #[error("the stream has been finished")]
+    Finished,
+    /// The other side is gone, and has not finished.
+    #[error("the other side hung up")]
+    Disconnected,
+    /// Nothing came, or nothing could be sent, in time. The channel is in order; what was sent and has not left
+    /// yet leaves with the next `send` or `flush`.
+    #[error("nothing moved within {0:?}")]
+    TimedOut(Duration),
+    /// An item that came has another type. The channel is in order.
+    #[error("the item does not have the expected type: {0}")]
+    TypeMismatch(String),
+    /// The item has a form that cannot be sent. The channel is in order.
+    #[error("the item cannot be encoded: {0}")]
+    Encode(String),
+    /// The item exceeds a limit. The channel is in order.
+    #[error("the item cannot be sent: {0}")]
+    TooLarge(ProtocolError),
+    /// The other side broke the protocol, or says that we did.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// The channel was made in another process.
+    #[error("the channel belongs to another process, of which this one is a forked copy")]
+    WrongProcess,
+    /// The operating system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a handler is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The server stops.
+    #[error("the server is stopping")]
+    ServerStopping,
 }
 
 /// Why a running server did not do what its owner asked for.

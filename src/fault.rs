@@ -4,6 +4,7 @@
 //! [`RemoteFault`], is an error like any other.
 
 use crate::Fd;
+use crate::protocol::message::ErrorBody;
 use std::error::Error;
 use std::fmt;
 
@@ -91,8 +92,15 @@ struct Cause {
     cause: Option<Box<Cause>>,
 }
 
+impl From<ErrorBody> for RemoteFault {
+    fn from(body: ErrorBody) -> RemoteFault {
+        let fds = body.fds.into_iter().map(Fd::from_shared).collect();
+        RemoteFault::new(body.code, body.texts, fds)
+    }
+}
+
 impl RemoteFault {
-    pub(crate) fn new(code: i32, texts: Vec<String>, fds: Vec<Fd>) -> RemoteFault {
+    fn new(code: i32, texts: Vec<String>, fds: Vec<Fd>) -> RemoteFault {
         let mut texts = texts.into_iter();
         let message = texts.next().unwrap_or_default();
         let cause = texts.rev().fold(None, |cause, message| {

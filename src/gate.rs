@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub struct Status {
     /// Connections that are being served, whether they have shown the password or not.
     pub connections: usize,
-    /// How many may be served at a time.
+    /// How many of them a stream's handler has.
+    pub streams: usize,
+    /// How many connections may be served at a time.
     pub max_connections: usize,
     /// Nobody is accepted until `resume`.
     pub paused: bool,
@@ -34,6 +36,7 @@ pub(crate) struct Gate {
     wanted: AtomicUsize,
     paused: AtomicBool,
     connections: AtomicUsize,
+    streams: AtomicUsize,
     accepted: AtomicU64,
     calls: AtomicU64,
     /// Makes the engine look at all this again.
@@ -47,6 +50,7 @@ impl Gate {
             wanted: AtomicUsize::new(usize::MAX),
             paused: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             waker: Waker::new()?,
@@ -84,6 +88,10 @@ impl Gate {
         self.connections.fetch_sub(1, Ordering::SeqCst);
     }
 
+    pub(crate) fn set_streams(&self, count: usize) {
+        self.streams.store(count, Ordering::SeqCst);
+    }
+
     pub(crate) fn call_begins(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
@@ -95,6 +103,7 @@ impl Gate {
     pub(crate) fn status(&self) -> Status {
         Status {
             connections: self.connections.load(Ordering::SeqCst),
+            streams: self.streams.load(Ordering::SeqCst),
             max_connections: self.limit(),
             paused: self.paused.load(Ordering::SeqCst),
             accepted: self.accepted.load(Ordering::Relaxed),

@@ -24,6 +24,7 @@
 //! * [`Server`] is a definition: handlers, hooks, limits, what the process becomes. [`Server::start`] makes a
 //!   process of it and returns a [`ServerHandle`]; [`Server::run`] serves in the calling process.
 //! * [`Client`] is one connection to a server, made from an [`Address`] or by [`ServerHandle::connect`].
+//! * [`Channel`] is a stream of items both ways, between [`Client::open`] and [`Server::handle_stream`].
 //! * [`Fd`] and [`Bytes`] are values for arguments and results: a descriptor, and a byte string without the cost
 //!   that serde has for `Vec<u8>`.
 //! * [`Context`] is what a handler knows besides its arguments; [`Control`] is the server as seen from inside.
@@ -50,6 +51,7 @@ compile_error!(
 
 mod address;
 mod bytes;
+mod channel;
 mod child;
 mod client;
 mod connection;
@@ -74,10 +76,12 @@ mod sys;
 
 pub use address::Address;
 pub use bytes::Bytes;
+pub use channel::{Channel, End, ReceiveHalf, SendHalf, Served, StopToken};
 pub use client::{Client, Pending};
 pub use context::{Context, Control, Peer};
 pub use error::{
     CallError, ConnectError, ControlError, Delivery, Error, Result, StartError, StopError,
+    StopReason, StreamError,
 };
 pub use exit::Exit;
 pub use fault::{Fault, RemoteFault};

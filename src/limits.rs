@@ -21,10 +21,15 @@ pub struct Limits {
     /// Threads that serve connections, started as they are needed and kept. Default 16. With more clients than
     /// this that call all the time, they share the threads, a millisecond each.
     pub max_threads: usize,
+    /// Streams open at the same time, each of which has a thread of its own. Default 256.
+    pub max_dedicated: usize,
     /// Bytes in one message, both ways, without its 12-byte header. Default 16 MiB.
     pub max_frame: usize,
     /// Descriptors in one message. Default and highest possible value 253 (the kernel's `SCM_MAX_FD`).
     pub max_fds: usize,
+    /// Bytes that wait to be sent on one connection, above which no further call is taken from it and a stream's
+    /// `queue` sends. Default 256 KiB.
+    pub high_watermark: usize,
     /// From accept to a complete password. Absolute. Default 2 s.
     pub auth_timeout: Duration,
     /// From the first byte of a message to its last. Absolute. Default 10 s.
@@ -49,8 +54,10 @@ impl Default for Limits {
             max_connections: 1024,
             max_unauthenticated: 64,
             max_threads: 16,
+            max_dedicated: 256,
             max_frame: 16 << 20,
             max_fds: MAX_FDS,
+            high_watermark: 256 << 10,
             auth_timeout: Duration::from_secs(2),
             frame_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),

@@ -3,6 +3,7 @@
 //! Invariant: whatever a handler does, and whatever it is called with, each call has exactly one answer; the
 //! session never sees a panic.
 
+use crate::channel::Channel;
 use crate::context::Context;
 use crate::fault::Fault;
 use crate::limits::Limits;
@@ -106,17 +107,34 @@ enum Failure {
     BadReply(String),
 }
 
+/// What a call comes to.
+pub(crate) enum Outcome {
+    Answer(Outgoing),
+    /// A stream is to be opened and handed to this, in a thread of its own.
+    Stream(StreamTask),
+}
+
+/// A stream's handler with its arguments. See [`end_of_stream`] for what it returns.
+pub(crate) type StreamTask = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
+
 type Handler =
     dyn Fn(&mut Context, u32, EncodedValue, &Limits) -> Result<Outgoing, Failure> + Send + Sync;
+type StreamHandler = dyn Fn(EncodedValue, &Limits) -> Result<StreamTask, Failure> + Send + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
 
 /// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
 #[derive(Clone, Default)]
 pub(crate) struct Service {
-    handlers: HashMap<Arc<str>, Arc<Handler>>,
+    handlers: HashMap<Arc<str>, Entry>,
     fallback: Option<Arc<Fallback>>,
     /// The first name that was given twice.
     duplicate: Option<String>,
+}
+
+#[derive(Clone)]
+enum Entry {
+    Call(Arc<Handler>),
+    Stream(Arc<StreamHandler>),
 }
 
 impl Service {
@@ -129,23 +147,36 @@ impl Service {
         R: Serialize,
     {
         let erased = move |context: &mut Context, id: u32, value: EncodedValue, limits: &Limits| {
-            let args = codec::decode(value, limits).map_err(|reason| {
-                Failure::Mismatch(format!(
-                    "{reason} (the handler takes {})",
-                    std::any::type_name::<A>()
-                ))
-            })?;
+            let args = decode_arguments(value, limits)?;
             let result = handler(context, args).map_err(Failure::Fault)?;
             let (mut reply, slot) = write_reply(id);
             let hash = codec::encode(&result, &mut reply, limits).map_err(Failure::BadReply)?;
             slot.fill(&mut reply, hash);
             Ok(reply)
         };
-        if self
-            .handlers
-            .insert(name.as_str().into(), Arc::new(erased))
-            .is_some()
-        {
+        self.insert(name, Entry::Call(Arc::new(erased)));
+    }
+
+    pub(crate) fn add_stream<A>(
+        &mut self,
+        name: String,
+        handler: impl Fn(&mut Context, A, Channel) -> Result<(), Fault> + Send + Sync + 'static,
+    ) where
+        A: DeserializeOwned + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let erased = move |value: EncodedValue, limits: &Limits| {
+            let args = decode_arguments::<A>(value, limits)?;
+            let handler = Arc::clone(&handler);
+            let task =
+                move |context: &mut Context, channel: Channel| handler(context, args, channel);
+            Ok(Box::new(task) as StreamTask)
+        };
+        self.insert(name, Entry::Stream(Arc::new(erased)));
+    }
+
+    fn insert(&mut self, name: String, entry: Entry) {
+        if self.handlers.insert(name.as_str().into(), entry).is_some() {
             self.duplicate.get_or_insert(name);
         }
     }
@@ -165,15 +196,13 @@ impl Service {
             .map(|name| &**name)
     }
 
-    /// Answers a call.
-    pub(crate) fn answer(&self, context: &mut Context, call: Call, limits: &Limits) -> Outgoing {
+    /// Answers a call, or says what its stream is to be handed to.
+    pub(crate) fn answer(&self, context: &mut Context, call: Call, limits: &Limits) -> Outcome {
         let id = call.id;
         match panics::catch(|| self.dispatch(context, call, limits)) {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(body)) => body.write(id),
-            Err(Panicked { message, location }) => {
-                ErrorBody::new(Class::Panicked, vec![message, location]).write(id)
-            }
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(body)) => Outcome::Answer(body.write(id)),
+            Err(panicked) => Outcome::Answer(ErrorBody::from(panicked).write(id)),
         }
     }
 
@@ -182,24 +211,43 @@ impl Service {
         context: &mut Context,
         call: Call,
         limits: &Limits,
-    ) -> Result<Outgoing, ErrorBody> {
+    ) -> Result<Outcome, ErrorBody> {
         if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(ErrorBody::new(Class::TooLate, Vec::new()));
         }
-        if let Some(handler) = self.handlers.get(call.name()) {
-            return handler(context, call.id, call.value, limits).map_err(ErrorBody::from);
+        match (self.handlers.get(call.name()), call.stream) {
+            (Some(Entry::Call(handler)), false) => {
+                let answer = handler(context, call.id, call.value, limits);
+                answer.map(Outcome::Answer).map_err(ErrorBody::from)
+            }
+            (Some(Entry::Stream(handler)), true) => {
+                let task = handler(call.value, limits);
+                task.map(Outcome::Stream).map_err(ErrorBody::from)
+            }
+            (Some(_), asked_for_stream) => Err(ErrorBody::wrong_form(!asked_for_stream)),
+            (None, false) => self.fall_back(context, call, limits).map(Outcome::Answer),
+            (None, true) => Err(self.unknown(call.name())),
         }
+    }
+
+    fn fall_back(
+        &self,
+        context: &mut Context,
+        call: Call,
+        limits: &Limits,
+    ) -> Result<Outgoing, ErrorBody> {
         let Some(fallback) = &self.fallback else {
-            return Err(ErrorBody::new(
-                Class::UnknownName,
-                self.nearest(call.name()).into_iter().collect(),
-            ));
+            return Err(self.unknown(call.name()));
         };
         let (id, name) = (call.id, call.name().to_owned());
         let raw = Raw::received(call.value, limits.clone());
         let result = fallback(context, &name, raw)
             .map_err(|fault| ErrorBody::from(Failure::Fault(fault)))?;
         Ok(result.into_reply(id))
+    }
+
+    fn unknown(&self, name: &str) -> ErrorBody {
+        ErrorBody::new(Class::UnknownName, self.nearest(name).into_iter().collect())
     }
 
     /// The known name that is most like `name`, if one is like it at all.
@@ -219,6 +267,41 @@ impl Service {
         nearest
             .filter(|(likeness, _)| *likeness >= ALIKE)
             .map(|(_, known)| known.to_string())
+    }
+}
+
+fn decode_arguments<A: DeserializeOwned>(
+    value: EncodedValue,
+    limits: &Limits,
+) -> Result<A, Failure> {
+    codec::decode(value, limits).map_err(|reason| {
+        Failure::Mismatch(format!(
+            "{reason} (the handler takes {})",
+            std::any::type_name::<A>()
+        ))
+    })
+}
+
+/// The answer to the call whose stream a handler has had.
+pub(crate) fn end_of_stream(id: u32, result: Result<Result<(), Fault>, Panicked>) -> Outgoing {
+    match result {
+        Ok(Ok(())) => {
+            let (mut reply, slot) = write_reply(id);
+            // Nothing can be written more easily than a unit.
+            match codec::encode(&(), &mut reply, &Limits::default()) {
+                Ok(hash) => slot.fill(&mut reply, hash),
+                Err(_) => slot.give_up(&mut reply),
+            }
+            reply
+        }
+        Ok(Err(fault)) => ErrorBody::from(Failure::Fault(fault)).write(id),
+        Err(panicked) => ErrorBody::from(panicked).write(id),
+    }
+}
+
+impl From<Panicked> for ErrorBody {
+    fn from(panicked: Panicked) -> ErrorBody {
+        ErrorBody::new(Class::Panicked, vec![panicked.message, panicked.location])
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Invariant: every class of error has one place here, so that [`CallError::delivery`] can be trusted.
 
-use crate::Fd;
 use crate::error::{CallError, Delivery};
 use crate::fault::RemoteFault;
 use crate::protocol::message::{Class, Denied, ErrorBody};
@@ -20,19 +19,12 @@ pub(super) fn denied(reason: Denied) -> CallError {
 
 /// An answer that is no value, in the caller's words.
 pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>) -> CallError {
-    let ErrorBody {
-        class,
-        code,
-        texts,
-        fds,
-    } = body;
-    let mut texts = texts.into_iter();
-    match class {
-        Class::Fault => CallError::Fault(RemoteFault::new(
-            code,
-            texts.collect(),
-            fds.into_iter().map(Fd::from_shared).collect(),
-        )),
+    if body.class == Class::Fault {
+        return CallError::Fault(RemoteFault::from(body));
+    }
+    let mut texts = body.texts.into_iter();
+    match body.class {
+        Class::Fault | Class::Protocol => CallError::Protocol(texts.collect::<Vec<_>>().join(": ")),
         Class::UnknownName => CallError::UnknownName {
             name: name.into(),
             similar: texts.next(),
@@ -52,6 +44,12 @@ pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>
             delivery: Delivery::NotSent,
         },
         Class::BadReply => CallError::BadReply(texts.next().unwrap_or_default()),
-        Class::Protocol => CallError::Protocol(texts.collect::<Vec<_>>().join(": ")),
+        Class::WrongForm => CallError::WrongForm {
+            name: name.into(),
+            is_stream: body.code != 0,
+        },
+        Class::Busy => CallError::Busy {
+            limit: texts.next().unwrap_or_default(),
+        },
     }
 }

@@ -6,6 +6,7 @@
 mod connect;
 mod errors;
 mod pending;
+mod stream;
 
 pub use self::pending::Pending;
 
@@ -19,7 +20,7 @@ use crate::password::Password;
 use crate::protocol::Step;
 use crate::protocol::client::{Answer, ClientSession};
 use crate::protocol::codec;
-use crate::protocol::message::{Class, ErrorBody, write_call};
+use crate::protocol::message::{Class, ErrorBody, Form, write_call};
 use crate::service::MAX_NAME;
 use crate::sys::rights::Rights;
 use crate::sys::{poll, process};
@@ -51,6 +52,8 @@ pub struct Client {
     /// Calls that have been sent and not been answered.
     in_flight: usize,
     begun: BegunCalls,
+    /// The stream that the server has opened.
+    opened: Option<u32>,
     /// The server does not read any more; what it has still to say can be received.
     deaf: bool,
     broken: bool,
@@ -82,6 +85,7 @@ impl Client {
             last_id: 0,
             in_flight: 0,
             begun: BegunCalls::default(),
+            opened: None,
             deaf: false,
             broken: false,
         }
@@ -149,7 +153,7 @@ impl Client {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let id = self.send(name, args, false)?;
+        let id = self.send(name, args, Form::Call)?;
         let answer = self.wait(id, self.deadline())?;
         self.result(name, answer)
     }
@@ -164,7 +168,7 @@ impl Client {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let id = self.send(name, args, true)?;
+        let id = self.send(name, args, Form::LastCall)?;
         let answer = self.wait(id, self.deadline())?;
         self.result(name, answer)
     }
@@ -182,7 +186,7 @@ impl Client {
         A: Serialize + ?Sized,
     {
         let idle = self.in_flight == 0;
-        let id = self.send(name, args, false)?;
+        let id = self.send(name, args, Form::Call)?;
         let pending = self.begun.add(id, name);
         if idle || self.session.outbox.queued() > GATHERED {
             self.flush().map_err(|err| self.with_delivery(err, id))?;
@@ -268,7 +272,7 @@ impl Client {
         &mut self,
         name: &str,
         args: &A,
-        last: bool,
+        form: Form,
     ) -> Result<u32, CallError> {
         self.check()?;
         if name.len() > MAX_NAME {
@@ -280,7 +284,7 @@ impl Client {
         self.freshen()?;
         // 0 is for frames that belong to no call.
         let id = self.last_id.checked_add(1).unwrap_or(1);
-        let (mut frame, slot) = write_call(id, name, self.timeout, last);
+        let (mut frame, slot) = write_call(id, name, self.timeout, form);
         let hash = codec::encode(args, &mut frame, &self.limits).map_err(CallError::Encode)?;
         slot.fill(&mut frame, hash);
         self.session.send(id, frame).map_err(CallError::TooLarge)?;
@@ -339,6 +343,10 @@ impl Client {
             Ok(Step::Event(Answer::Call(id, answer))) => {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 Ok(Some((id, answer)))
+            }
+            Ok(Step::Event(Answer::Opened(id))) => {
+                self.opened = Some(id);
+                Ok(None)
             }
             Ok(Step::Event(Answer::Welcome)) => Ok(None),
             Ok(Step::Event(Answer::Denied(denied))) => {

@@ -27,11 +27,36 @@ pub(crate) struct Connections {
 
 #[derive(Default)]
 struct State {
-    live: HashMap<u64, Arc<OwnedFd>>,
+    live: HashMap<u64, Live>,
+    /// How many of them a stream's handler has.
+    dedicated: usize,
     /// Those that have not shown the password yet; the first has been here for longest.
     strangers: BTreeSet<u64>,
     last_id: u64,
     draining: bool,
+}
+
+struct Live {
+    socket: Arc<OwnedFd>,
+    dedicated: bool,
+}
+
+/// Why a connection cannot be a stream's.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotDedicated {
+    /// The server is stopping.
+    Stopping,
+    /// There are as many streams as there may be.
+    Full,
+}
+
+/// What is left of the connections of a server that is stopping.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    /// Handlers of streams, and nothing else.
+    Dedicated,
+    Calls,
 }
 
 impl Connections {
@@ -56,7 +81,11 @@ impl Connections {
         }
         state.last_id += 1;
         let id = state.last_id;
-        state.live.insert(id, Arc::clone(socket));
+        let live = Live {
+            socket: Arc::clone(socket),
+            dedicated: false,
+        };
+        state.live.insert(id, live);
         state.strangers.insert(id);
         self.control.gate().entered();
         if state.strangers.len() > self.max_strangers {
@@ -65,7 +94,7 @@ impl Connections {
                 .strangers
                 .pop_first()
                 .and_then(|oldest| state.live.get(&oldest));
-            oldest.inspect(|socket| socket::shut_down(&***socket));
+            oldest.inspect(|live| socket::shut_down(&*live.socket));
         }
         Some(Entry {
             id,
@@ -85,28 +114,43 @@ impl Connections {
     }
 
     /// Lets no connection in any more, and makes those that wait for a call look up: for them, the client has
-    /// finished. Calls that have arrived can still be read, and are answered.
+    /// finished. Calls that have arrived can still be read, and are answered. Streams go on.
     pub(crate) fn drain(&self) {
         let mut state = self.lock();
         state.draining = true;
         self.draining.store(true, Ordering::SeqCst);
-        state
-            .live
-            .values()
-            .for_each(|socket| socket::shut_down_reading(&**socket));
+        let ordinary = state.live.values().filter(|live| !live.dedicated);
+        ordinary.for_each(|live| socket::shut_down_reading(&*live.socket));
     }
 
-    /// Waits until no connection is left. `false`: the deadline passed before.
-    pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
+    /// Waits until no connection is left that is not a stream's, or until the deadline, and says what is left.
+    pub(crate) fn wait_for_calls(&self, deadline: Instant) -> Left {
+        self.wait(deadline, |state| state.live.len() > state.dedicated)
+    }
+
+    /// As [`Connections::wait_for_calls`], for all connections.
+    pub(crate) fn wait_for_all(&self, deadline: Instant) -> Left {
+        self.wait(deadline, |state| !state.live.is_empty())
+    }
+
+    fn wait(&self, deadline: Instant, more: impl Fn(&State) -> bool) -> Left {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self
             .changed
-            .wait_timeout_while(self.lock(), left, |state| !state.live.is_empty());
-        waited
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .live
-            .is_empty()
+            .wait_timeout_while(self.lock(), left, |state| more(state));
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match state.live.len() - state.dedicated {
+            0 if state.dedicated == 0 => Left::Nothing,
+            0 => Left::Dedicated,
+            _ => Left::Calls,
+        }
+    }
+
+    /// Ends all connections, whatever is under way.
+    pub(crate) fn cut(&self) {
+        let state = self.lock();
+        let sockets = state.live.values().map(|live| &live.socket);
+        sockets.for_each(|socket| socket::shut_down(&**socket));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -126,6 +170,42 @@ impl Entry {
         self.connections.lock().strangers.remove(&self.id);
     }
 
+    /// The connection becomes a stream's, until [`Entry::undedicate`].
+    pub(crate) fn dedicate(&self, max: usize) -> Result<(), NotDedicated> {
+        let mut state = self.connections.lock();
+        if state.draining {
+            return Err(NotDedicated::Stopping);
+        }
+        if state.dedicated >= max {
+            return Err(NotDedicated::Full);
+        }
+        self.set_dedicated(&mut state, true);
+        Ok(())
+    }
+
+    /// The connection serves calls again.
+    pub(crate) fn undedicate(&self) {
+        let mut state = self.connections.lock();
+        self.set_dedicated(&mut state, false);
+        match state.live.get(&self.id) {
+            // As those that were there when the drain began.
+            Some(live) if state.draining => socket::shut_down_reading(&*live.socket),
+            _ => {}
+        }
+    }
+
+    fn set_dedicated(&self, state: &mut State, dedicated: bool) {
+        let Some(live) = state.live.get_mut(&self.id) else {
+            return;
+        };
+        match (std::mem::replace(&mut live.dedicated, dedicated), dedicated) {
+            (false, true) => state.dedicated += 1,
+            (true, false) => state.dedicated -= 1,
+            _ => {}
+        }
+        self.connections.control.gate().set_streams(state.dedicated);
+    }
+
     /// Whether the connection is to end as soon as nothing is under way.
     pub(crate) fn is_draining(&self) -> bool {
         self.connections.draining.load(Ordering::SeqCst)
@@ -136,10 +216,11 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let connections = &self.connections;
         let mut state = connections.lock();
+        self.set_dedicated(&mut state, false);
         state.live.remove(&self.id);
         connections.control.gate().left();
         state.strangers.remove(&self.id);
-        if state.draining && state.live.is_empty() {
+        if state.draining && state.live.len() == state.dedicated {
             connections.changed.notify_all();
         }
         drop(state);

@@ -3,13 +3,15 @@
 //! Invariant: the four-armed `match` over a session's steps, and nothing about which thread should do it when.
 
 use super::Site;
-use super::connections::Entry;
+use super::connections::{Entry, NotDedicated};
+use crate::channel::{Channel, StopToken};
 use crate::connection::{Connection, ReceiveError, is_timeout};
 use crate::context::{Context, Peer};
 use crate::panics;
 use crate::protocol::Step;
-use crate::protocol::message::Call;
+use crate::protocol::message::{Call, Class, ErrorBody};
 use crate::protocol::server::{Happening, ServerSession};
+use crate::service::{self, Outcome, StreamTask};
 use crate::sys::epoll::Interest;
 use crate::sys::rights::Rights;
 use crate::sys::socket;
@@ -142,8 +144,9 @@ impl Driver {
         matches!(turn, Turn::Moved)
     }
 
-    /// Answers the call that the last turn gave.
-    pub(super) fn answer(&mut self, call: Call, now: Instant) {
+    /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
+    /// [`Driver::run_stream`] or [`Driver::refuse`] must follow.
+    pub(super) fn answer(&mut self, call: Call, now: Instant) -> Option<StreamTask> {
         let Site {
             control,
             listener,
@@ -163,7 +166,42 @@ impl Driver {
         });
         control.gate().call_begins();
         context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
-        self.session.finish(service.answer(context, call, limits));
+        match service.answer(context, call, limits) {
+            Outcome::Answer(answer) => self.session.finish(answer),
+            Outcome::Stream(task) => match self.entry.dedicate(limits.max_dedicated) {
+                Ok(()) => return Some(task),
+                Err(NotDedicated::Full) => self.refuse(ErrorBody::busy("max_dedicated")),
+                Err(NotDedicated::Stopping) => {
+                    self.refuse(ErrorBody::new(Class::Stopping, Vec::new()));
+                }
+            },
+        }
+        None
+    }
+
+    /// The stream that was asked for cannot be had.
+    pub(super) fn refuse(&mut self, body: ErrorBody) {
+        self.entry.undedicate();
+        let id = self.session.call_id();
+        self.session.finish(body.write(id));
+    }
+
+    /// Opens the stream and hands it to its handler; returns when the connection is ours again.
+    pub(super) fn run_stream(&mut self, task: StreamTask, stop: StopToken) {
+        let Some(context) = &mut self.context else {
+            return;
+        };
+        let (id, home) = (self.session.call_id(), Arc::default());
+        let parts = self.session.open_stream();
+        let mut channel = Channel::serve(parts, &self.connection, &self.site.limits, stop, &home);
+        let result = panics::catch(|| {
+            channel.flush()?;
+            task(context, channel)
+        });
+        let (input, output) = home.wait();
+        let answer = service::end_of_stream(id, result);
+        self.session.close_stream(input, output, answer);
+        self.entry.undedicate();
     }
 
     fn transmit(&mut self, sleep: bool, now: Instant) -> Turn {

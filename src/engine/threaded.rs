@@ -5,15 +5,19 @@
 
 use super::Site;
 use super::acceptance::{Acceptance, most_connections};
-use super::connections::Connections;
+use super::connections::{Connections, Left};
 use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
 use super::parking::{LISTENER, Parking, WAKER};
+use crate::channel::StopToken;
+use crate::error::StopReason;
+use crate::protocol::message::ErrorBody;
+use crate::service::StreamTask;
 use crate::sys::epoll::Interest;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,6 +45,8 @@ pub(super) struct Shared {
     in_vain: AtomicU32,
     pub(super) acceptance: Mutex<Acceptance>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Told to the handlers of streams when the server stops.
+    stop: StopToken,
 }
 
 impl Threaded {
@@ -59,6 +65,7 @@ impl Threaded {
             in_vain: AtomicU32::new(0),
             acceptance: Mutex::default(),
             threads: Mutex::default(),
+            stop: StopToken::new()?,
             site,
             parking,
         });
@@ -92,18 +99,26 @@ impl Threaded {
         self.shared.wake();
     }
 
-    /// Waits until the connections have finished what they had begun. `false`: some had not by the deadline.
-    pub(crate) fn finish_drain(self, deadline: Option<Instant>) -> bool {
+    /// Waits until the connections have finished what they had begun, and tells the streams to stop when all
+    /// calls have been answered, or at `tell_at`. `false`: some had not finished by the deadline.
+    pub(crate) fn finish_drain(self, tell_at: Option<Instant>, deadline: Option<Instant>) -> bool {
         let Threaded { shared, watch } = self;
+        let has_come = |time: Option<Instant>| time.is_some_and(|time| Instant::now() >= time);
+        let connections = &shared.connections;
         // The watchdog goes on: a leader that is stuck must not hold the others up.
         let finished = loop {
             let tick = Instant::now() + TICK;
             let until = deadline.map_or(tick, |deadline| deadline.min(tick));
-            if shared.connections.wait_empty(until) {
-                break true;
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                break false;
+            let left = match shared.stop.is_stopped() {
+                false => connections.wait_for_calls(until),
+                true => connections.wait_for_all(until),
+            };
+            match left {
+                Left::Nothing => break true,
+                _ if has_come(deadline) => break false,
+                Left::Dedicated => shared.stop.stop(StopReason::ServerStopping),
+                Left::Calls if has_come(tell_at) => shared.stop.stop(StopReason::ServerStopping),
+                Left::Calls => {}
             }
             let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(relief) = shared.crew.look(&mut watch) {
@@ -112,16 +127,13 @@ impl Threaded {
         };
         shared.crew.end();
         shared.wake();
-        if finished {
-            let threads = std::mem::take(
-                &mut *shared
-                    .threads
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
-            // A thread does not panic; handlers' panics are caught.
-            threads.into_iter().for_each(|thread| drop(thread.join()));
-            shared.turn_away_all();
+        match finished {
+            true => {
+                shared.join(|_| true);
+                shared.turn_away_all();
+            }
+            // Those who wait for their clients shall not do so for ever in a process that goes on.
+            false => connections.cut(),
         }
         finished
     }
@@ -131,14 +143,53 @@ impl Shared {
     /// Starts a thread, which the crew has counted.
     fn spawn(self: &Arc<Shared>) -> io::Result<()> {
         let shared = Arc::clone(self);
-        let thread = thread::Builder::new()
-            .name("worker".into())
-            .spawn(move || shared.work())?;
-        self.threads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(thread);
+        self.start_thread("worker", move || shared.work())
+    }
+
+    fn start_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let thread = thread::Builder::new().name(name.into()).spawn(body)?;
+        // Those of streams come and go.
+        self.join(JoinHandle::is_finished);
+        self.threads().push(thread);
         Ok(())
+    }
+
+    /// Waits for threads that are about to end.
+    fn join(&self, which: impl Fn(&JoinHandle<()>) -> bool) {
+        let mut threads = self.threads();
+        let (ending, others) = std::mem::take(&mut *threads).into_iter().partition(which);
+        *threads = others;
+        drop(threads);
+        // A thread does not panic; handlers' panics are caught.
+        let ending: Vec<_> = ending;
+        ending.into_iter().for_each(|thread| drop(thread.join()));
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a connection a thread of its own, in which its stream's handler runs.
+    fn dedicate(self: &Arc<Shared>, driver: Box<Driver>, task: StreamTask) {
+        // The thread takes both out, unless there is none.
+        let slot = Arc::new(Mutex::new(Some((driver, task))));
+        let take =
+            |slot: &Mutex<Option<_>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (shared, theirs) = (Arc::clone(self), Arc::clone(&slot));
+        let run = move || {
+            if let Some((mut driver, task)) = take(&theirs) {
+                driver.run_stream(task, shared.stop.clone());
+                shared.parking.queue(driver);
+            }
+        };
+        if self.start_thread("stream", run).is_err() {
+            if let Some((mut driver, _)) = take(&slot) {
+                driver.refuse(ErrorBody::busy(
+                    "the number of threads that the system allows",
+                ));
+                self.parking.queue(driver);
+            }
+        }
     }
 
     /// Makes the leader look.
@@ -239,7 +290,9 @@ impl Shared {
                     if let (Some(token), true) = (lead, calls > 1) {
                         self.relieve(&self.crew.hand_over(token));
                     }
-                    driver.answer(call, now);
+                    if let Some(task) = driver.answer(call, now) {
+                        return self.dedicate(driver, task);
+                    }
                     since.get_or_insert(now);
                     if self.in_vain.load(Ordering::Relaxed) > 0 {
                         self.in_vain.store(0, Ordering::Relaxed);
@@ -322,11 +375,15 @@ impl Shared {
     }
 
     /// Does what a session wants and can do without waiting.
-    fn serve_briefly(&self, mut driver: Box<Driver>) {
+    fn serve_briefly(self: &Arc<Shared>, mut driver: Box<Driver>) {
         loop {
             match driver.turn(false) {
                 Turn::Moved => {}
-                Turn::Call(call, now) => driver.answer(call, now),
+                Turn::Call(call, now) => {
+                    if let Some(task) = driver.answer(call, now) {
+                        return self.dedicate(driver, task);
+                    }
+                }
                 Turn::Waits(interest) => return self.park(driver, interest),
                 Turn::Over => return,
             }

@@ -7,6 +7,7 @@ use super::frame::{Kind, Outgoing, ProtocolError};
 use super::inbox::Inbox;
 use super::message::{Denied, EncodedValue, ErrorBody, Hello, Welcome};
 use super::outbox::Outbox;
+use super::stream::{Side, StreamIn, StreamOut};
 use crate::password::Password;
 use std::collections::VecDeque;
 
@@ -17,6 +18,8 @@ pub(crate) enum Answer {
     Welcome,
     /// The server refuses the connection.
     Denied(Denied),
+    /// The stream of that id is open: [`ClientSession::open_stream`].
+    Opened(u32),
     /// The answer to the call of that id.
     Call(u32, Result<EncodedValue, ErrorBody>),
 }
@@ -173,12 +176,30 @@ impl ClientSession {
                 Answer::Welcome
             }
             Kind::Denied => Answer::Denied(Denied::read(&frame.payload)?),
+            Kind::Opened => Answer::Opened(id),
             Kind::Reply => Answer::Call(id, Ok(EncodedValue::read(frame)?)),
             Kind::Error => Answer::Call(id, Err(ErrorBody::read(frame)?)),
-            Kind::Hello | Kind::Call => {
+            Kind::Hello | Kind::Call | Kind::Item | Kind::End => {
                 return Err(ProtocolError::Unexpected("a server only answers"));
             }
         }))
+    }
+
+    /// Both directions of the connection, for the stream that the server has just opened. They come back with
+    /// [`ClientSession::close_stream`].
+    pub(crate) fn open_stream(&mut self, id: u32) -> (StreamIn, StreamOut) {
+        let fds = matches!(self.hello, Greeting::Welcomed { fds: true });
+        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
+        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(0, 0));
+        (
+            StreamIn::new(inbox, id, Side::Client),
+            StreamOut::new(outbox, id, fds),
+        )
+    }
+
+    /// The stream is over, and the connection is there for further calls.
+    pub(crate) fn close_stream(&mut self, input: StreamIn, output: StreamOut) {
+        (self.inbox, self.outbox) = (input.inbox, output.outbox);
     }
 
     fn welcomed(&mut self, welcome: Welcome) -> Result<(), ProtocolError> {

@@ -20,6 +20,9 @@ pub(crate) enum Kind {
     Call = 4,
     Reply = 5,
     Error = 6,
+    Opened = 7,
+    Item = 8,
+    End = 9,
 }
 
 impl Kind {
@@ -31,6 +34,9 @@ impl Kind {
             4 => Kind::Call,
             5 => Kind::Reply,
             6 => Kind::Error,
+            7 => Kind::Opened,
+            8 => Kind::Item,
+            9 => Kind::End,
             _ => return Err(ProtocolError::UnknownKind(byte)),
         })
     }
@@ -42,7 +48,9 @@ pub(crate) const HASHED: u16 = 1;
 pub(crate) const DEADLINE: u16 = 2;
 /// The caller will send nothing after this call.
 pub(crate) const LAST: u16 = 4;
-const KNOWN_FLAGS: u16 = HASHED | DEADLINE | LAST;
+/// The caller asks for a stream.
+pub(crate) const STREAM: u16 = 8;
+const KNOWN_FLAGS: u16 = HASHED | DEADLINE | LAST | STREAM;
 
 /// The fixed part of a frame, little-endian throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

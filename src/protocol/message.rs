@@ -2,7 +2,7 @@
 //!
 //! Invariant: reading them allocates nothing that the payload itself does not hold.
 
-use super::frame::{DEADLINE, Frame, HASHED, Kind, LAST, Outgoing, ProtocolError};
+use super::frame::{DEADLINE, Frame, HASHED, Kind, LAST, Outgoing, ProtocolError, STREAM};
 use crate::password::Password;
 use bytes::{Buf, Bytes};
 use std::os::fd::OwnedFd;
@@ -124,7 +124,18 @@ pub(crate) struct Call {
     /// How long the caller is going to wait, counted from its sending.
     pub(crate) timeout: Option<Duration>,
     pub(crate) last: bool,
+    /// The caller asks for a stream, and not for an answer.
+    pub(crate) stream: bool,
     pub(crate) value: EncodedValue,
+}
+
+/// What a caller asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Call,
+    /// A call after which the caller sends nothing.
+    LastCall,
+    Stream,
 }
 
 /// A value as it travels: bytes, descriptors, and the hash of its types if the sender gave it.
@@ -140,7 +151,7 @@ pub(crate) fn write_call(
     id: u32,
     name: &str,
     timeout: Option<Duration>,
-    last: bool,
+    form: Form,
 ) -> (Outgoing, HashSlot) {
     let mut frame = Outgoing::new(Kind::Call, id);
     let slot = HashSlot::reserve(&mut frame);
@@ -150,8 +161,10 @@ pub(crate) fn write_call(
         let millis = timeout.as_micros().div_ceil(1000).min(u128::from(u32::MAX)) as u32;
         frame.buf.extend_from_slice(&millis.to_le_bytes());
     }
-    if last {
-        frame.set_flag(LAST);
+    match form {
+        Form::Call => {}
+        Form::LastCall => frame.set_flag(LAST),
+        Form::Stream => frame.set_flag(STREAM),
     }
     let name = &name.as_bytes()[..name.len().min(u8::MAX.into())];
     frame.buf.push(name.len() as u8);
@@ -162,6 +175,13 @@ pub(crate) fn write_call(
 /// Begins a reply to the call of that id.
 pub(crate) fn write_reply(id: u32) -> (Outgoing, HashSlot) {
     let mut frame = Outgoing::new(Kind::Reply, id);
+    let slot = HashSlot::reserve(&mut frame);
+    (frame, slot)
+}
+
+/// Begins an item of the stream of that id.
+pub(crate) fn write_item(id: u32) -> (Outgoing, HashSlot) {
+    let mut frame = Outgoing::new(Kind::Item, id);
     let slot = HashSlot::reserve(&mut frame);
     (frame, slot)
 }
@@ -219,6 +239,7 @@ impl Call {
             name,
             timeout,
             last: header.flags & LAST != 0,
+            stream: header.flags & STREAM != 0,
             value,
         })
     }
@@ -229,7 +250,7 @@ impl Call {
 }
 
 impl EncodedValue {
-    /// A reply's payload.
+    /// The payload of a reply, or of an item.
     pub(crate) fn read(frame: Frame) -> Result<EncodedValue, ProtocolError> {
         let Frame {
             header,
@@ -237,7 +258,7 @@ impl EncodedValue {
             fds,
         } = frame;
         let hash =
-            read_hash(header.flags, &mut payload).ok_or(ProtocolError::Malformed("reply"))?;
+            read_hash(header.flags, &mut payload).ok_or(ProtocolError::Malformed("value"))?;
         Ok(EncodedValue {
             hash,
             bytes: payload,
@@ -273,6 +294,10 @@ pub(crate) enum Class {
     BadReply = 6,
     /// The client broke a rule of the protocol; the server hangs up. Texts: which.
     Protocol = 7,
+    /// The name is a stream's and was called, or is not and was to be opened.
+    WrongForm = 8,
+    /// A limit of the server's has been reached. Texts: its name.
+    Busy = 9,
 }
 
 /// Any answer that is not a value.
@@ -295,6 +320,19 @@ impl ErrorBody {
             code: 0,
             texts,
             fds: Vec::new(),
+        }
+    }
+
+    /// `limit` is reached.
+    pub(crate) fn busy(limit: &str) -> ErrorBody {
+        ErrorBody::new(Class::Busy, vec![limit.into()])
+    }
+
+    /// The name `is_stream`, and was used as if it were not, or the other way round.
+    pub(crate) fn wrong_form(is_stream: bool) -> ErrorBody {
+        ErrorBody {
+            code: is_stream.into(),
+            ..ErrorBody::new(Class::WrongForm, Vec::new())
         }
     }
 
@@ -329,6 +367,8 @@ impl ErrorBody {
             5 => Class::TooLate,
             6 => Class::BadReply,
             7 => Class::Protocol,
+            8 => Class::WrongForm,
+            9 => Class::Busy,
             _ => return Err(MALFORMED),
         };
         let code = payload.try_get_i32_le().map_err(|_| MALFORMED)?;

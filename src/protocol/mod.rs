@@ -10,6 +10,7 @@ pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod server;
+pub(crate) mod stream;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
 use super::inbox::Inbox;
 use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
 use super::outbox::Outbox;
+use super::stream::{self, Side, StreamIn, StreamOut};
 use crate::limits::Limits;
 use crate::password::Password;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ enum State {
     Greeting,
     /// Between calls, or in the middle of receiving one.
     Ready,
+    /// A call is being answered, or its stream is open.
     Calling {
         id: u32,
         last: bool,
@@ -66,6 +68,8 @@ pub(crate) struct ServerSession {
     /// The welcome is queued and waits for the first reply to travel with.
     holds_welcome: bool,
     draining: bool,
+    /// The stream whose answer is given and whose client may not know it yet.
+    leftover: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +90,7 @@ impl ServerSession {
             state: State::Greeting,
             holds_welcome: false,
             draining: false,
+            leftover: None,
             password,
             limits,
         }
@@ -144,6 +149,40 @@ impl ServerSession {
         };
         self.phase = Phase::Idle;
         self.deadline = None;
+    }
+
+    /// The id of the call that is being answered, 0 if none is.
+    pub(crate) fn call_id(&self) -> u32 {
+        match self.state {
+            State::Calling { id, .. } => id,
+            _ => 0,
+        }
+    }
+
+    /// Opens a stream instead of answering the call that [`ServerSession::poll`] reported last. Both directions
+    /// come back with [`ServerSession::close_stream`].
+    pub(crate) fn open_stream(&mut self) -> (StreamIn, StreamOut) {
+        let id = self.call_id();
+        self.queue(stream::opened(id));
+        self.holds_welcome = false;
+        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
+        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(0, 0));
+        (
+            StreamIn::new(inbox, id, Side::Server),
+            // A client needs to ask nobody before it receives descriptors.
+            StreamOut::new(outbox, id, true),
+        )
+    }
+
+    /// Ends a stream with the answer to its call; the connection goes on with the next call.
+    pub(crate) fn close_stream(&mut self, input: StreamIn, output: StreamOut, answer: Outgoing) {
+        self.leftover = (!input.has_ended()).then_some(input.id());
+        let broken = input.broken().cloned();
+        (self.inbox, self.outbox) = (input.inbox, output.outbox);
+        self.finish(answer);
+        if let Some(err) = broken {
+            self.break_off(err);
+        }
     }
 
     /// Calls that have not been begun are refused from now on. The driver sees to it that the input ends, by
@@ -252,21 +291,28 @@ impl ServerSession {
                 Ending::Finished
             }),
             Ok(None) => return self.wait_for_call(now),
-            Err(err) => {
-                let body = ErrorBody::new(Class::Protocol, vec![err.to_string()]);
-                self.queue(body.write(0));
-                self.end(Ending::Protocol(err));
-            }
+            Err(err) => self.break_off(err),
         }
         None
     }
 
+    /// Tells the client which rule it broke, and ends.
+    fn break_off(&mut self, err: ProtocolError) {
+        let body = ErrorBody::new(Class::Protocol, vec![err.to_string()]);
+        self.queue(body.write(0));
+        self.end(Ending::Protocol(err));
+    }
+
     fn next_call(&mut self) -> Result<Option<Call>, ProtocolError> {
-        match self.inbox.next_frame()? {
-            Some(frame) if frame.header.kind == Kind::Call => Call::read(frame).map(Some),
-            Some(_) => Err(ProtocolError::Unexpected("a client sends calls only")),
-            None => Ok(None),
+        while let Some(frame) = self.inbox.next_frame()? {
+            if frame.header.kind == Kind::Call && self.leftover.is_none() {
+                return Call::read(frame).map(Some);
+            }
+            let leftover = self.leftover.and_then(|id| stream::leftover(&frame, id));
+            let is_last = leftover.ok_or(ProtocolError::Unexpected("a client sends calls only"))?;
+            self.leftover = self.leftover.filter(|_| !is_last);
         }
+        Ok(None)
     }
 
     fn wait_for_call(&mut self, now: Instant) -> Option<Step<Happening>> {

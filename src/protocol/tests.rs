@@ -5,7 +5,7 @@ use super::client::{Answer, ClientSession};
 use super::codec;
 use super::frame::ProtocolError;
 use super::inbox::Inbox;
-use super::message::{Class, Denied, ErrorBody, Hello, write_call, write_reply};
+use super::message::{Class, Denied, ErrorBody, Form, Hello, write_call, write_reply};
 use super::outbox::Outbox;
 use super::server::{Ending, Happening, ServerSession};
 use crate::Fd;
@@ -93,7 +93,7 @@ fn serve(session: &mut ServerSession, now: Instant) -> bool {
 }
 
 fn send<T: serde::Serialize>(client: &mut ClientSession, id: u32, name: &str, value: &T) {
-    let (mut frame, slot) = write_call(id, name, None, false);
+    let (mut frame, slot) = write_call(id, name, None, Form::Call);
     let hash = codec::encode(value, &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
     client.send(id, frame).unwrap();
@@ -207,7 +207,12 @@ fn a_hundred_thousand_random_inputs_panic_nobody() {
 fn golden_bytes_of_a_conversation() {
     let now = Instant::now();
     let (mut client, mut server) = (client(), server(now));
-    let (mut frame, slot) = write_call(7, "hello", Some(Duration::from_micros(1_000_500)), true);
+    let (mut frame, slot) = write_call(
+        7,
+        "hello",
+        Some(Duration::from_micros(1_000_500)),
+        Form::LastCall,
+    );
     let hash = codec::encode(&("Joe", 300_u32), &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
     client.send(7, frame).unwrap();

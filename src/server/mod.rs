@@ -7,6 +7,7 @@ mod serve;
 mod setup;
 
 use crate::address::Identity;
+use crate::channel::Channel;
 use crate::child::Child;
 use crate::context::{Context, Control};
 use crate::control::Report;
@@ -122,6 +123,34 @@ impl Server {
         R: Serialize,
     {
         self.service.add(name.into(), handler);
+        self
+    }
+
+    /// Answers [`Client::open`](crate::Client::open) of `name`: the handler has the connection for itself, with a
+    /// thread of its own, until it returns and both halves of its [`Channel`] are dropped. Then the connection
+    /// serves further calls.
+    ///
+    /// An error that it returns is what its client receives last. When the server stops, it is told so: see
+    /// [`Channel::stop_token`].
+    ///
+    /// ```
+    /// # use forkserver::{Channel, Server};
+    /// let server = Server::new().handle_stream("upper", |_, (): (), mut channel: Channel| {
+    ///     while let Some(line) = channel.recv::<String>()? {
+    ///         channel.send(&line.to_uppercase())?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
+    pub fn handle_stream<A>(
+        mut self,
+        name: impl Into<String>,
+        handler: impl Fn(&mut Context, A, Channel) -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Server
+    where
+        A: DeserializeOwned + Send + 'static,
+    {
+        self.service.add_stream(name.into(), handler);
         self
     }
 

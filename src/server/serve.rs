@@ -14,7 +14,7 @@ use crate::sys::poll;
 use crate::sys::signal::Signals;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A server that clients can connect to.
 pub(super) struct Serving {
@@ -26,8 +26,8 @@ pub(super) struct Serving {
 /// Why a server stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// An owner said so. It waits, and kills when it has waited long enough.
-    Ordered,
+    /// An owner said so. It waits as long as this, and kills then.
+    Ordered(Duration),
     /// A handler or hook said so.
     Asked,
     /// The last owner is gone.
@@ -49,11 +49,13 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
     site.listener.remove_file();
     refuse_orders(&engine, ties.as_ref());
-    let deadline = match ending {
-        Ending::Ordered => None,
-        _ => Instant::now().checked_add(server.grace),
+    let now = Instant::now();
+    let (patience, deadline) = match ending {
+        Ending::Ordered(patience) => (patience, None),
+        _ => (server.grace, now.checked_add(server.grace)),
     };
-    let finished = engine.finish_drain(deadline);
+    // Streams have the rest of the time, if calls do not leave them more.
+    let finished = engine.finish_drain(now.checked_add(patience / 2), deadline);
     if finished {
         for hook in &server.finalize {
             // There is nobody left to be told of a panic.
@@ -103,7 +105,7 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
         }
         if let (true, Some(line)) = (ordered, control) {
             match obey(line, site, engine) {
-                Obeyed::Stop => return Ending::Ordered,
+                Obeyed::Stop(patience) => return Ending::Ordered(patience),
                 Obeyed::Released => control = None,
                 Obeyed::Done => {}
             }
@@ -128,7 +130,7 @@ fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Endi
 
 /// What came of an order.
 enum Obeyed {
-    Stop,
+    Stop(Duration),
     Done,
     /// The owner has given us up; the lifeline tells the rest.
     Released,
@@ -136,7 +138,7 @@ enum Obeyed {
 
 fn obey(line: &ControlLine, site: &Site, engine: &Threaded) -> Obeyed {
     match line.receive(Some(Instant::now())) {
-        Ok(Some(Order::Stop)) => return Obeyed::Stop,
+        Ok(Some(Order::Stop { patience })) => return Obeyed::Stop(patience),
         Ok(Some(Order::Serve(socket))) => {
             // If it cannot be served the client sees it closed.
             let _ = socket.into_owned().and_then(|socket| engine.serve(socket));

@@ -168,6 +168,12 @@ pub(crate) fn shut_down_reading(socket: &impl AsFd) {
     let _ = socket::shutdown(socket.as_fd().as_raw_fd(), socket::Shutdown::Read);
 }
 
+/// Lets the other side see the end of the stream, whoever else has the socket.
+pub(crate) fn shut_down_writing(socket: &impl AsFd) {
+    // As above.
+    let _ = socket::shutdown(socket.as_fd().as_raw_fd(), socket::Shutdown::Write);
+}
+
 /// Ends both directions, whoever else has the socket.
 pub(crate) fn shut_down(socket: &impl AsFd) {
     // As above.

@@ -273,7 +273,7 @@ fn many_calls_in_flight_with_large_answers_do_not_block() {
 }
 
 /// A handler that tells on a pipe when it runs, and waits on another.
-fn gate(server: Server) -> (Server, std::io::PipeReader, std::io::PipeWriter) {
+pub fn gate(server: Server) -> (Server, std::io::PipeReader, std::io::PipeWriter) {
     let (entered, enter) = std::io::pipe().unwrap();
     let (wait, leave) = std::io::pipe().unwrap();
     let server = server

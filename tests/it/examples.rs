@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-crate::tests![hello, pass_fd, privsep, signals, examples_are_short];
+crate::tests![hello, pass_fd, privsep, signals, stream, examples_are_short];
 
 /// Runs an example, which cargo has built beside this program.
 fn run(name: &str, args: &[&str]) -> Output {
@@ -72,6 +72,18 @@ fn privsep() {
 fn signals() {
     let said = text(run("signals", &[]));
     for line in ["reloaded 2 times", "the server ended: ended by signal 15"] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn stream() {
+    let said = text(run("stream", &[]));
+    for line in [
+        "the server saw: cold start",
+        "the server saw: good night",
+        "after the stream, a call: 3 lines",
+        "its last words: the server is stopping",
+    ] {
         assert!(said.contains(line), "{said}");
     }
 }

@@ -102,14 +102,14 @@ fn a_kept_descriptor_is_kept_and_no_other() {
         .map(|(_, to)| to.to_string_lossy().split(':').next().unwrap().to_owned())
         .collect();
     // Lifeline, two for signals, the kept one; control, listener and the connection; lock and directory; two
-    // wakers and the event set.
+    // wakers, the streams' stop and the event set.
     let number = |kind: &str| kinds.iter().filter(|known| *known == kind).count();
     assert_eq!(
         (number("pipe"), number("socket"), number("anon_inode")),
-        (4, 3, 3),
+        (4, 3, 4),
         "{kinds:?}"
     );
-    assert_eq!(kinds.len(), 4 + 3 + 3 + 2, "{kinds:?}");
+    assert_eq!(kinds.len(), 4 + 3 + 4 + 2, "{kinds:?}");
 }
 
 fn a_port_of_the_owner_is_free_when_the_owner_closes_it() {

@@ -24,6 +24,7 @@ mod lifecycle;
 mod processes;
 mod signals;
 mod sockets;
+mod streams;
 mod tidy;
 mod types;
 
@@ -40,6 +41,7 @@ fn main() {
         lifecycle::TESTS,
         signals::TESTS,
         sockets::TESTS,
+        streams::TESTS,
         tidy::TESTS,
         types::TESTS,
     ];

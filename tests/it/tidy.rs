@@ -20,6 +20,7 @@ const FLOORS: [&[&str]; 6] = [
     &["sys"],
     &[
         "connection",
+        "channel",
         "listener",
         "control",
         "gate",
@@ -33,10 +34,11 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// What the front door re-exports, as far as modules say `crate::Name`.
-const NAMES: [(&str, &str); 12] = [
+const NAMES: [(&str, &str); 13] = [
     ("Address", "address"),
     ("Bytes", "bytes"),
     ("CallError", "error"),
+    ("Channel", "channel"),
     ("Client", "client"),
     ("ConnectError", "error"),
     ("Context", "context"),
