@@ -137,6 +137,14 @@ pub(crate) fn is_timeout(err: &io::Error) -> bool {
     )
 }
 
+/// The other side has closed the connection.
+pub(crate) fn is_gone(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -3,6 +3,7 @@
 //! Invariant: a handler reaches its server through this value alone.
 
 use crate::Address;
+use crate::event::Observer;
 use crate::gate::{Gate, Status};
 use crate::limits::Limits;
 use crate::sys::poll::{self, Waker};
@@ -47,18 +48,24 @@ struct ControlState {
     address: Address,
     states: OnceLock<States>,
     gate: Gate,
+    observer: Observer,
     waker: Waker,
     stop: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl Control {
-    pub(crate) fn new(address: Address, limits: &Limits) -> io::Result<Control> {
+    pub(crate) fn new(
+        address: Address,
+        limits: &Limits,
+        observer: Observer,
+    ) -> io::Result<Control> {
         let (stop, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Control(Arc::new(ControlState {
             address,
             states: OnceLock::new(),
             gate: Gate::new(limits)?,
+            observer,
             waker: Waker::new()?,
             stop,
             stopping,
@@ -99,6 +106,10 @@ impl Control {
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    pub(crate) fn observer(&self) -> &Observer {
+        &self.0.observer
     }
 
     /// Where clients find this server.

@@ -3,6 +3,7 @@
 //! Invariant: lowering a limit, or a pause, never ends a connection; raising one takes effect at once. The count of
 //! connections is the engine's own, made of guards.
 
+use crate::event::PauseReason;
 use crate::limits::Limits;
 use crate::sys::poll::Waker;
 use serde::{Deserialize, Serialize};
@@ -73,10 +74,13 @@ impl Gate {
         self.waker.wake();
     }
 
-    /// Whether one more may be accepted.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.paused.load(Ordering::SeqCst)
-            && self.connections.load(Ordering::SeqCst) < self.limit()
+    /// Why nobody may be accepted; `None`: one more may.
+    pub(crate) fn closed(&self) -> Option<PauseReason> {
+        if self.paused.load(Ordering::SeqCst) {
+            return Some(PauseReason::Requested);
+        }
+        (self.connections.load(Ordering::SeqCst) >= self.limit())
+            .then_some(PauseReason::MaxConnections)
     }
 
     pub(crate) fn entered(&self) {

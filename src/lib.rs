@@ -59,6 +59,7 @@ mod context;
 mod control;
 mod engine;
 mod error;
+mod event;
 mod exit;
 mod fault;
 mod fd;
@@ -83,6 +84,7 @@ pub use error::{
     CallError, ConnectError, ControlError, Delivery, Error, Result, StartError, StopError,
     StopReason, StreamError,
 };
+pub use event::{Event, PauseReason};
 pub use exit::Exit;
 pub use fault::{Fault, RemoteFault};
 pub use fd::Fd;
@@ -94,5 +96,6 @@ pub use listener::Listener;
 pub use nix::sys::signal::Signal;
 pub use password::{Password, PasswordError};
 pub use protocol::frame::ProtocolError;
+pub use protocol::server::Ending;
 pub use server::Server;
 pub use service::Raw;

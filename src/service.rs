@@ -115,11 +115,16 @@ pub(crate) enum Outcome {
 }
 
 /// A stream's handler with its arguments. See [`end_of_stream`] for what it returns.
-pub(crate) type StreamTask = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
+pub(crate) struct StreamTask {
+    pub(crate) name: Arc<str>,
+    pub(crate) run: RunStream,
+}
+
+type RunStream = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
 
 type Handler =
     dyn Fn(&mut Context, u32, EncodedValue, &Limits) -> Result<Outgoing, Failure> + Send + Sync;
-type StreamHandler = dyn Fn(EncodedValue, &Limits) -> Result<StreamTask, Failure> + Send + Sync;
+type StreamHandler = dyn Fn(EncodedValue, &Limits) -> Result<RunStream, Failure> + Send + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
 
 /// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
@@ -170,7 +175,7 @@ impl Service {
             let handler = Arc::clone(&handler);
             let task =
                 move |context: &mut Context, channel: Channel| handler(context, args, channel);
-            Ok(Box::new(task) as StreamTask)
+            Ok(Box::new(task) as RunStream)
         };
         self.insert(name, Entry::Stream(Arc::new(erased)));
     }
@@ -197,35 +202,40 @@ impl Service {
     }
 
     /// Answers a call, or says what its stream is to be handed to.
-    pub(crate) fn answer(&self, context: &mut Context, call: Call, limits: &Limits) -> Outcome {
-        let id = call.id;
-        match panics::catch(|| self.dispatch(context, call, limits)) {
+    pub(crate) fn answer(&self, context: &mut Context, mut call: Call, limits: &Limits) -> Outcome {
+        match panics::catch(|| self.dispatch(context, &mut call, limits)) {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(body)) => Outcome::Answer(body.write(id)),
-            Err(panicked) => Outcome::Answer(ErrorBody::from(panicked).write(id)),
+            Ok(Err(body)) => Outcome::Answer(body.write(call.id)),
+            Err(panicked) => {
+                let (session, control) = (Some(context.session_id()), context.control());
+                control.observer().panicked(session, call.name(), &panicked);
+                Outcome::Answer(ErrorBody::from(panicked).write(call.id))
+            }
         }
     }
 
     fn dispatch(
         &self,
         context: &mut Context,
-        call: Call,
+        call: &mut Call,
         limits: &Limits,
     ) -> Result<Outcome, ErrorBody> {
         if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(ErrorBody::new(Class::TooLate, Vec::new()));
         }
-        match (self.handlers.get(call.name()), call.stream) {
-            (Some(Entry::Call(handler)), false) => {
-                let answer = handler(context, call.id, call.value, limits);
+        let value = std::mem::take(&mut call.value);
+        match (self.handlers.get_key_value(call.name()), call.stream) {
+            (Some((_, Entry::Call(handler))), false) => {
+                let answer = handler(context, call.id, value, limits);
                 answer.map(Outcome::Answer).map_err(ErrorBody::from)
             }
-            (Some(Entry::Stream(handler)), true) => {
-                let task = handler(call.value, limits);
-                task.map(Outcome::Stream).map_err(ErrorBody::from)
+            (Some((name, Entry::Stream(handler))), true) => {
+                let run = handler(value, limits)?;
+                let name = Arc::clone(name);
+                Ok(Outcome::Stream(StreamTask { name, run }))
             }
             (Some(_), asked_for_stream) => Err(ErrorBody::wrong_form(!asked_for_stream)),
-            (None, false) => self.fall_back(context, call, limits).map(Outcome::Answer),
+            (None, false) => self.fall_back(context, call, value, limits),
             (None, true) => Err(self.unknown(call.name())),
         }
     }
@@ -233,17 +243,16 @@ impl Service {
     fn fall_back(
         &self,
         context: &mut Context,
-        call: Call,
+        call: &Call,
+        value: EncodedValue,
         limits: &Limits,
-    ) -> Result<Outgoing, ErrorBody> {
+    ) -> Result<Outcome, ErrorBody> {
         let Some(fallback) = &self.fallback else {
             return Err(self.unknown(call.name()));
         };
-        let (id, name) = (call.id, call.name().to_owned());
-        let raw = Raw::received(call.value, limits.clone());
-        let result = fallback(context, &name, raw)
-            .map_err(|fault| ErrorBody::from(Failure::Fault(fault)))?;
-        Ok(result.into_reply(id))
+        let raw = Raw::received(value, limits.clone());
+        let result = fallback(context, call.name(), raw).map_err(Failure::Fault)?;
+        Ok(Outcome::Answer(result.into_reply(call.id)))
     }
 
     fn unknown(&self, name: &str) -> ErrorBody {

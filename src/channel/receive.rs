@@ -2,9 +2,8 @@
 //!
 //! Invariant: items that have arrived are given out before anything else is reported.
 
-use super::send::is_gone;
 use super::{End, Home, Served};
-use crate::connection::{Connection, ReceiveError};
+use crate::connection::{Connection, ReceiveError, is_gone};
 use crate::error::StreamError;
 use crate::fault::RemoteFault;
 use crate::limits::Limits;

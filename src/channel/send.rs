@@ -3,7 +3,7 @@
 //! Invariant: what was queued leaves in order and whole, or the connection is of no use any more.
 
 use super::{End, Home, ReceiveHalf};
-use crate::connection::{Connection, is_timeout};
+use crate::connection::{Connection, is_gone, is_timeout};
 use crate::error::StreamError;
 use crate::limits::Limits;
 use crate::protocol::codec;
@@ -11,7 +11,6 @@ use crate::protocol::message::write_item;
 use crate::protocol::stream::StreamOut;
 use crate::sys::{poll, process, socket};
 use serde::Serialize;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -157,14 +156,6 @@ impl SendHalf {
     fn output_mut(&mut self) -> &mut StreamOut {
         self.output.as_mut().expect("there until it is given up")
     }
-}
-
-/// The other side has closed the connection.
-pub(super) fn is_gone(err: &io::Error) -> bool {
-    matches!(
-        err.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    )
 }
 
 impl AsFd for SendHalf {

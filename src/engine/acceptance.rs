@@ -7,8 +7,11 @@ use super::driver::Driver;
 use super::parking::LISTENER;
 use super::threaded::Shared;
 use crate::connection::Connection;
+use crate::context::Peer;
+use crate::event::{Event, PauseReason};
 use crate::protocol::message::Denied;
 use crate::protocol::outbox::Outbox;
+use crate::protocol::server::Ending;
 use crate::sys::epoll::Interest;
 use crate::sys::{fdtable, socket};
 use std::io;
@@ -25,6 +28,8 @@ const MAX_BACKLOG: usize = 4096;
 /// Whether the listener is looked at.
 pub(super) struct Acceptance {
     watched: bool,
+    /// Nobody is let in any more; who comes is turned away.
+    stopping: bool,
     /// Not before then, because the system had no room for one more.
     pub(super) not_before: Option<Instant>,
     back_off: Duration,
@@ -34,6 +39,7 @@ impl Default for Acceptance {
     fn default() -> Acceptance {
         Acceptance {
             watched: true,
+            stopping: false,
             not_before: None,
             back_off: BACK_OFF,
         }
@@ -51,8 +57,9 @@ pub(super) fn most_connections() -> io::Result<usize> {
 impl Shared {
     /// Takes one connection and serves it.
     pub(super) fn accept(self: &Arc<Shared>, token: u64) {
-        if !self.site.control.gate().is_open() {
-            return self.stop_accepting(None);
+        match self.site.control.gate().closed() {
+            Some(reason) if !self.acceptance().stopping => return self.stop_accepting(reason),
+            _ => {}
         }
         match socket::accept(&self.site.listener.socket) {
             Ok(None) => {}
@@ -63,9 +70,9 @@ impl Shared {
                 }
             }
             // No descriptors or memory: there will be some when something has ended.
-            Err(_) => {
-                let back_off = self.acceptance().back_off;
-                self.stop_accepting(Some(Instant::now() + back_off));
+            Err(err) => {
+                self.site.control.observer().failed(None, "accept4", &err);
+                self.stop_accepting(PauseReason::NoResources);
             }
         }
     }
@@ -84,17 +91,17 @@ impl Shared {
     /// Counts a connection in, if its user may connect and the server is not stopping.
     fn admit(&self, socket: OwnedFd) -> io::Result<Option<Box<Driver>>> {
         let peer = socket::peer_credentials(&socket)?;
+        let peer = Peer::from(peer);
         if !self.site.listener.admitted.contains(&peer.uid) {
+            self.refused(peer, Ending::NotAdmitted);
             return Ok(None);
         }
         let socket = Arc::new(socket);
-        match self.connections.enter(&socket) {
-            Some(entry) => Ok(Some(Driver::new(
-                Arc::clone(&self.site),
-                socket,
-                entry,
-                peer.into(),
-            ))),
+        match self
+            .connections
+            .enter(&socket, &self.site.listener.name, peer)
+        {
+            Some(entry) => Ok(Some(Driver::new(Arc::clone(&self.site), socket, entry))),
             None => {
                 self.turn_away(socket);
                 Ok(None)
@@ -102,27 +109,46 @@ impl Shared {
         }
     }
 
-    /// Looks at the listener no more, until a connection ends or the time has come.
-    fn stop_accepting(&self, not_before: Option<Instant>) {
+    /// Looks at the listener no more, until there is a reason to.
+    fn stop_accepting(&self, reason: PauseReason) {
         let mut acceptance = self.acceptance();
-        acceptance.not_before = not_before;
-        acceptance.back_off = (acceptance.back_off * 2).min(MAX_BACK_OFF);
-        acceptance.watched = false;
-        let listener = self.site.listener.socket.as_fd();
-        // It is in the set, so that this cannot fail.
-        let _ = self.parking.events.set_watched(listener, LISTENER, false);
+        if !acceptance.watched {
+            return;
+        }
+        acceptance.not_before = None;
+        if reason == PauseReason::NoResources {
+            acceptance.not_before = Some(Instant::now() + acceptance.back_off);
+            acceptance.back_off = (acceptance.back_off * 2).min(MAX_BACK_OFF);
+        }
+        self.watch_listener(&mut acceptance, false);
+        if !acceptance.stopping {
+            // Under the lock, so that what is told is told in order.
+            self.tell(|listener| Event::Paused { listener, reason });
+        }
         drop(acceptance);
         self.connections.tell_when_one_ends();
         // Somebody else may lead by now, and sleep without knowing of the time.
         self.wake();
     }
 
-    /// Looks at the listener again, if there is a reason to.
-    pub(super) fn accept_again(&self) {
-        let mut acceptance = self.acceptance();
-        if acceptance.watched {
+    /// Looks at the listener, or does not, as the gate has it.
+    pub(super) fn review_acceptance(&self) {
+        let gate = self.site.control.gate();
+        let acceptance = self.acceptance();
+        if acceptance.stopping {
             return;
         }
+        if !acceptance.watched {
+            return self.accept_again(acceptance);
+        }
+        drop(acceptance);
+        if let Some(reason) = gate.closed() {
+            self.stop_accepting(reason);
+        }
+    }
+
+    /// Looks at the listener again, if there is a reason to.
+    fn accept_again(&self, mut acceptance: MutexGuard<'_, Acceptance>) {
         let too_early = acceptance
             .not_before
             .is_some_and(|time| Instant::now() < time);
@@ -130,23 +156,52 @@ impl Shared {
             return;
         }
         acceptance.not_before = None;
-        if !self.site.control.gate().is_open() {
+        let gate = self.site.control.gate();
+        if gate.closed().is_some() {
             self.connections.tell_when_one_ends();
             // One may have ended before we asked to be told.
-            if !self.site.control.gate().is_open() {
+            if gate.closed().is_some() {
                 return;
             }
         }
-        acceptance.watched = true;
+        self.watch_listener(&mut acceptance, true);
+        self.tell(|listener| Event::Resumed { listener });
+    }
+
+    /// The server stops.
+    pub(super) fn accept_no_more(&self) {
+        let mut acceptance = self.acceptance();
+        acceptance.stopping = true;
+        if acceptance.watched {
+            let reason = PauseReason::Stopping;
+            self.tell(|listener| Event::Paused { listener, reason });
+        }
+    }
+
+    fn watch_listener(&self, acceptance: &mut Acceptance, watched: bool) {
+        acceptance.watched = watched;
         let listener = self.site.listener.socket.as_fd();
-        // As above.
-        let _ = self.parking.events.set_watched(listener, LISTENER, true);
+        // It is in the set, so that this cannot fail.
+        let _ = self.parking.events.set_watched(listener, LISTENER, watched);
+    }
+
+    fn tell(&self, event: impl FnOnce(Arc<str>) -> Event) {
+        let name = || Arc::clone(&self.site.listener.name);
+        self.site.control.observer().tell(|| event(name()));
     }
 
     pub(super) fn acceptance(&self) -> MutexGuard<'_, Acceptance> {
         self.acceptance
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self, peer: Peer, reason: Ending) {
+        self.tell(|listener| Event::Refused {
+            listener,
+            peer: Some(peer),
+            reason,
+        });
     }
 
     /// Tells those who wait in the backlog that it was in vain, so that they know that nothing was executed.
@@ -160,6 +215,13 @@ impl Shared {
     }
 
     fn turn_away(&self, socket: Arc<OwnedFd>) {
+        let reason = Ending::Stopping;
+        let peer = socket::peer_credentials(&*socket).ok().map(Peer::from);
+        self.tell(|listener| Event::Refused {
+            listener,
+            peer,
+            reason,
+        });
         let mut outbox = Outbox::new(self.site.limits.max_frame, 0);
         if outbox.send(Denied::Stopping.write()).is_ok() {
             // A client that is gone needs no answer.

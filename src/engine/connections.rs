@@ -3,7 +3,9 @@
 //! Invariant: a connection is counted from before its thread starts until after its socket is closed; the count is
 //! made of guards and cannot drift.
 
-use crate::context::Control;
+use crate::context::{Control, Peer};
+use crate::event::{Event, Observer};
+use crate::protocol::server::Ending;
 use crate::sys::socket;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -39,6 +41,8 @@ struct State {
 struct Live {
     socket: Arc<OwnedFd>,
     dedicated: bool,
+    /// It had to make room for others.
+    crowded_out: bool,
 }
 
 /// Why a connection cannot be a stream's.
@@ -74,7 +78,12 @@ impl Connections {
     }
 
     /// Counts a connection in. `None`: the server is stopping.
-    pub(crate) fn enter(self: &Arc<Connections>, socket: &Arc<OwnedFd>) -> Option<Entry> {
+    pub(crate) fn enter(
+        self: &Arc<Connections>,
+        socket: &Arc<OwnedFd>,
+        listener: &Arc<str>,
+        peer: Peer,
+    ) -> Option<Entry> {
         let mut state = self.lock();
         if state.draining {
             return None;
@@ -84,20 +93,25 @@ impl Connections {
         let live = Live {
             socket: Arc::clone(socket),
             dedicated: false,
+            crowded_out: false,
         };
         state.live.insert(id, live);
         state.strangers.insert(id);
         self.control.gate().entered();
         if state.strangers.len() > self.max_strangers {
             // The oldest goes, so that those who say nothing keep nobody out.
-            let oldest = state
-                .strangers
-                .pop_first()
-                .and_then(|oldest| state.live.get(&oldest));
-            oldest.inspect(|live| socket::shut_down(&*live.socket));
+            let oldest = state.strangers.pop_first();
+            if let Some(live) = oldest.and_then(|oldest| state.live.get_mut(&oldest)) {
+                live.crowded_out = true;
+                socket::shut_down(&*live.socket);
+            }
         }
         Some(Entry {
             id,
+            listener: Arc::clone(listener),
+            peer,
+            is_known: false,
+            ending: Ending::Broken,
             connections: Arc::clone(self),
         })
     }
@@ -161,13 +175,39 @@ impl Connections {
 /// A connection's place among those that are served.
 pub(crate) struct Entry {
     pub(crate) id: u64,
+    pub(crate) listener: Arc<str>,
+    pub(crate) peer: Peer,
+    /// The client has shown the password, and somebody has been told so.
+    is_known: bool,
+    /// Why the connection ends, as soon as somebody knows better than that.
+    pub(crate) ending: Ending,
     connections: Arc<Connections>,
 }
 
 impl Entry {
     /// The client has shown the password.
-    pub(crate) fn authenticated(&self) {
+    pub(crate) fn authenticated(&mut self) {
+        self.is_no_stranger();
+        self.is_known = true;
+        self.observer().tell(|| Event::Connected {
+            session: self.id,
+            listener: Arc::clone(&self.listener),
+            peer: self.peer,
+        });
+    }
+
+    /// The connection is the owner's, and has not to hurry.
+    pub(crate) fn is_no_stranger(&self) {
         self.connections.lock().strangers.remove(&self.id);
+    }
+
+    /// Whether the client has shown the password.
+    pub(crate) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    pub(crate) fn observer(&self) -> &Observer {
+        self.connections.control.observer()
     }
 
     /// The connection becomes a stream's, until [`Entry::undedicate`].
@@ -217,7 +257,11 @@ impl Drop for Entry {
         let connections = &self.connections;
         let mut state = connections.lock();
         self.set_dedicated(&mut state, false);
-        state.live.remove(&self.id);
+        // With it goes the last share in the socket.
+        let crowded_out = state
+            .live
+            .remove(&self.id)
+            .is_some_and(|live| live.crowded_out);
         connections.control.gate().left();
         state.strangers.remove(&self.id);
         if state.draining && state.live.len() == state.dedicated {
@@ -228,5 +272,21 @@ impl Drop for Entry {
             connections.ended.store(true, Ordering::SeqCst);
             connections.control.gate().waker().wake();
         }
+        let ending = std::mem::replace(&mut self.ending, Ending::Broken);
+        let reason = if crowded_out { Ending::Crowded } else { ending };
+        let (listener, peer) = (Arc::clone(&self.listener), self.peer);
+        self.observer().tell(|| match self.is_known {
+            true => Event::Disconnected {
+                session: self.id,
+                listener,
+                peer,
+                reason,
+            },
+            false => Event::Refused {
+                listener,
+                peer: Some(peer),
+                reason,
+            },
+        });
     }
 }

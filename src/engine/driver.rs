@@ -5,8 +5,9 @@
 use super::Site;
 use super::connections::{Entry, NotDedicated};
 use crate::channel::{Channel, StopToken};
-use crate::connection::{Connection, ReceiveError, is_timeout};
-use crate::context::{Context, Peer};
+use crate::connection::{Connection, ReceiveError, is_gone, is_timeout};
+use crate::context::Context;
+use crate::event::Event;
 use crate::panics;
 use crate::protocol::Step;
 use crate::protocol::message::{Call, Class, ErrorBody};
@@ -15,6 +16,7 @@ use crate::service::{self, Outcome, StreamTask};
 use crate::sys::epoll::Interest;
 use crate::sys::rights::Rights;
 use crate::sys::socket;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +32,6 @@ pub(super) struct Driver {
     /// Made for the first call: a client that never calls shall cost little.
     context: Option<Box<Context>>,
     connection: Connection,
-    peer: Peer,
     is_known_to_events: bool,
     /// What it waits for while it is parked.
     interest: Interest,
@@ -51,12 +52,7 @@ pub(super) enum Turn {
 }
 
 impl Driver {
-    pub(super) fn new(
-        site: Arc<Site>,
-        socket: Arc<OwnedFd>,
-        entry: Entry,
-        peer: Peer,
-    ) -> Box<Driver> {
+    pub(super) fn new(site: Arc<Site>, socket: Arc<OwnedFd>, entry: Entry) -> Box<Driver> {
         let (password, limits) = (
             Arc::clone(&site.listener.password),
             Arc::clone(&site.limits),
@@ -68,7 +64,6 @@ impl Driver {
             session,
             context: None,
             connection,
-            peer,
             is_known_to_events: false,
             interest: Interest::Readable,
             entry,
@@ -78,7 +73,7 @@ impl Driver {
     /// The connection is the owner's, who is no stranger and may take its time.
     pub(super) fn is_the_owners(&mut self) {
         self.session.has_time();
-        self.entry.authenticated();
+        self.entry.is_no_stranger();
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -131,7 +126,12 @@ impl Driver {
             Step::Event(Happening::Call(call)) => Turn::Call(call, now),
             Step::Transmit => self.transmit(sleep, now),
             Step::Receive => self.receive(sleep),
-            Step::Closed => Turn::Over,
+            Step::Closed => {
+                if let Some(ending) = self.session.ending() {
+                    self.entry.ending = ending.clone();
+                }
+                Turn::Over
+            }
         }
     }
 
@@ -159,7 +159,7 @@ impl Driver {
             Box::new(Context::new(
                 control,
                 name,
-                self.peer,
+                self.entry.peer,
                 self.entry.id,
                 self.connection.share(),
             ))
@@ -194,11 +194,18 @@ impl Driver {
         let (id, home) = (self.session.call_id(), Arc::default());
         let parts = self.session.open_stream();
         let mut channel = Channel::serve(parts, &self.connection, &self.site.limits, stop, &home);
+        let session = self.entry.id;
+        let observer = self.entry.observer();
+        observer.tell(|| Event::StreamOpened { session });
         let result = panics::catch(|| {
             channel.flush()?;
-            task(context, channel)
+            (task.run)(context, channel)
         });
+        if let Err(panicked) = &result {
+            observer.panicked(Some(session), &task.name, panicked);
+        }
         let (input, output) = home.wait();
+        observer.tell(|| Event::StreamClosed { session });
         let answer = service::end_of_stream(id, result);
         self.session.close_stream(input, output, answer);
         self.entry.undedicate();
@@ -213,12 +220,12 @@ impl Driver {
             Ok(len) => {
                 self.session.transmitted(len, now);
                 if self.session.outbox.queued() == 0 {
-                    self.run_deferred();
+                    self.flushed();
                 }
                 Turn::Moved
             }
             Err(err) if is_timeout(&err) => Turn::Waits(Interest::Writable),
-            Err(_) => Turn::Over,
+            Err(err) => self.broke("sendmsg", &err),
         }
     }
 
@@ -241,7 +248,25 @@ impl Driver {
                 self.session.fail(err);
                 Turn::Moved
             }
-            Err(ReceiveError::Io(_)) => Turn::Over,
+            Err(ReceiveError::Io(err)) => self.broke("recvmsg", &err),
+        }
+    }
+
+    /// The connection is of no use any more. That the client hung up is no failure of ours.
+    fn broke(&self, call: &'static str, err: &io::Error) -> Turn {
+        let session = Some(self.entry.id);
+        if !is_gone(err) {
+            self.entry.observer().failed(session, call, err);
+        }
+        Turn::Over
+    }
+
+    /// All answers have left.
+    fn flushed(&mut self) {
+        self.run_deferred();
+        if self.entry.is_known() {
+            let session = self.entry.id;
+            self.entry.observer().tell(|| Event::Flushed { session });
         }
     }
 
@@ -251,17 +276,23 @@ impl Driver {
             return;
         };
         for task in context.take_deferred() {
-            // A task that panics has nobody to tell: the answer is gone already.
-            let _ = panics::catch(task);
+            // The answer is gone already: the client need not know.
+            if let Err(panicked) = panics::catch(task) {
+                let (session, observer) = (Some(self.entry.id), self.entry.observer());
+                observer.panicked(session, "a deferred task", &panicked);
+            }
         }
     }
 }
 
 impl Drop for Driver {
-    /// What users have kept in a session may panic when it is dropped, and nobody is left to be told.
+    /// What users have kept in a session may panic when it is dropped, which must not end the thread.
     fn drop(&mut self) {
         self.run_deferred();
         let context = self.context.take();
-        let _ = panics::catch(|| drop(context));
+        if let Err(panicked) = panics::catch(|| drop(context)) {
+            let (session, observer) = (Some(self.entry.id), self.entry.observer());
+            observer.panicked(session, "a value kept in the session", &panicked);
+        }
     }
 }

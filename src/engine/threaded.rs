@@ -95,6 +95,7 @@ impl Threaded {
 
     /// Begins no call any more, and accepts nobody. Returns at once.
     pub(crate) fn begin_drain(&self) {
+        self.shared.accept_no_more();
         self.shared.connections.drain();
         self.shared.wake();
     }
@@ -242,7 +243,7 @@ impl Shared {
             }
         }
         self.expire(token);
-        self.accept_again();
+        self.review_acceptance();
         self.crew.end_event(number)
     }
 

@@ -139,7 +139,7 @@ pub(crate) enum Form {
 }
 
 /// A value as it travels: bytes, descriptors, and the hash of its types if the sender gave it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct EncodedValue {
     pub(crate) hash: Option<u64>,
     pub(crate) bytes: Bytes,

@@ -23,21 +23,37 @@ pub(crate) enum Happening {
     Call(Call),
 }
 
-/// Why a session is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
+/// Why a connection has ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Ending {
     /// The client has finished.
+    #[error("the client has finished")]
     Finished,
-    /// Wrong password, or no hello at all.
+    /// Its user may not connect here.
+    #[error("the user may not connect")]
+    NotAdmitted,
+    /// A wrong password, another version, or no hello at all.
+    #[error("no valid hello")]
     Denied,
-    /// The client was too slow: to authenticate, to complete a frame, to read its replies.
+    /// There were more without a password than `max_unauthenticated`, and this one was the oldest.
+    #[error("too many others had not shown the password either")]
+    Crowded,
+    /// The client was too slow: to authenticate, to complete a frame, to read its answers.
+    #[error("the client was too slow")]
     TimedOut,
     /// The client was silent for longer than `idle_timeout`.
+    #[error("the client was idle")]
     Idle,
     /// The server stops.
+    #[error("the server is stopping")]
     Stopping,
-    /// The client broke a rule.
+    /// The client broke a rule of the protocol, or a limit.
+    #[error("{0}")]
     Protocol(ProtocolError),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -202,7 +218,6 @@ impl ServerSession {
     }
 
     /// Why the session is over, once it is.
-    #[cfg(test)]
     pub(crate) fn ending(&self) -> Option<&Ending> {
         match &self.state {
             State::Closing(ending) => Some(ending),

@@ -3,6 +3,7 @@
 //! Invariant: a definition is a value that nothing changes; each start makes a new server from it. One that runs
 //! is another type, [`ServerHandle`].
 
+mod own_process;
 mod serve;
 mod setup;
 
@@ -12,17 +13,18 @@ use crate::child::Child;
 use crate::context::{Context, Control};
 use crate::control::Report;
 use crate::error::Context as _;
+use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::listener::{Footprint, Listener};
 use crate::service::{Raw, Service};
-use crate::sys::file::{self, FileId};
+use crate::sys::file::FileId;
 use crate::sys::{fdtable, process};
 use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,6 +71,7 @@ pub struct Server {
     initialize: Vec<Hook<Result<StateBox, Fault>>>,
     finalize: Vec<Hook<()>>,
     signals: Vec<(Signal, Hook<()>)>,
+    observer: Observer,
     become_user: Option<(u32, u32)>,
     directory: Option<PathBuf>,
     umask: Option<u32>,
@@ -90,6 +93,7 @@ impl Default for Server {
             initialize: Vec::new(),
             finalize: Vec::new(),
             signals: Vec::new(),
+            observer: Observer::default(),
             become_user: None,
             directory: None,
             umask: None,
@@ -230,52 +234,25 @@ impl Server {
         self
     }
 
+    /// Is told what happens, in the server, on the thread on which it happens: what is about one connection in order,
+    /// and never two at a time. Be quick: what is told waits. An observer that panics is not heard, and hurts nobody.
+    ///
+    /// ```
+    /// # use forkserver::{Event, Server};
+    /// let server = Server::new().observe(|event| {
+    ///     if let Event::Disconnected { session, reason, .. } = event {
+    ///         eprintln!("session {session}: {reason}");
+    ///     }
+    /// });
+    /// ```
+    pub fn observe(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Server {
+        self.observer.add(Arc::new(observer));
+        self
+    }
+
     /// How much clients may take.
     pub fn limits(mut self, limits: Limits) -> Server {
         self.limits = Arc::new(limits);
-        self
-    }
-}
-
-/// What its process becomes. `Server::run` changes nothing of this, because its process is the caller's.
-impl Server {
-    /// Gives up all rights but those of this user and group, for good, before `initialize`. Supplementary groups
-    /// go as well.
-    pub fn user(mut self, uid: u32, gid: u32) -> Server {
-        self.become_user = Some((uid, gid));
-        self
-    }
-
-    /// Its working directory. Default: the owner's.
-    pub fn chdir(mut self, directory: impl Into<PathBuf>) -> Server {
-        self.directory = Some(directory.into());
-        self
-    }
-
-    /// Its umask. Default: the owner's.
-    pub fn umask(mut self, mode: u32) -> Server {
-        self.umask = Some(mode);
-        self
-    }
-
-    /// A descriptor of the owner that it keeps, under the same number. All others but 0, 1 and 2 are replaced by
-    /// ones that refuse every use: the objects that own them may be dropped in the server, but not used. It must
-    /// still be open at the start.
-    pub fn keep_fd(mut self, fd: &impl AsFd) -> Server {
-        let id = file::look_at(fd).ok().map(|info| info.id);
-        self.keep.push((fd.as_fd().as_raw_fd(), id));
-        self
-    }
-
-    /// The name that `ps -o comm` and `top` show, cut to 15 bytes. Default: the owner's.
-    pub fn process_name(mut self, name: impl Into<String>) -> Server {
-        self.process_name = Some(name.into());
-        self
-    }
-
-    /// Whether it leaves the owner's process group, so that Ctrl-C reaches the owner alone. Default: yes.
-    pub fn own_process_group(mut self, own: bool) -> Server {
-        self.own_group = own;
         self
     }
 }
@@ -399,10 +376,6 @@ impl Server {
         numbers.sort_unstable();
         numbers.dedup();
         numbers
-    }
-
-    fn kept_numbers(&self) -> Vec<RawFd> {
-        self.keep.iter().map(|(fd, _)| *fd).collect()
     }
 
     fn wait_until_ready(&self, child: &Child) -> Result<(), StartError> {

@@ -3,8 +3,9 @@
 //! Invariant: it runs no handler of a call and reads no client's byte, so that nothing a client does delays it.
 //! Whatever the reason for the end, the drain is the same.
 
-use super::Server;
+use super::{Hook, Server};
 use crate::child::Ties;
+use crate::context::Control;
 use crate::control::{ControlLine, Order, Report, Request};
 use crate::engine::Site;
 use crate::engine::threaded::{TICK, Threaded};
@@ -58,12 +59,18 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     let finished = engine.finish_drain(now.checked_add(patience / 2), deadline);
     if finished {
         for hook in &server.finalize {
-            // There is nobody left to be told of a panic.
-            let _ = panics::catch(|| hook(&site.control));
+            run_hook("finalize", hook, &site.control);
         }
     }
     drop(signals);
     (ending, finished)
+}
+
+/// A panic of a hook must not end the server.
+fn run_hook(what: &str, hook: &Hook<()>, control: &Control) {
+    if let Err(panicked) = panics::catch(|| hook(control)) {
+        control.observer().panicked(None, what, &panicked);
+    }
 }
 
 /// Connections that the owner has handed over and that nobody has looked at are turned away.
@@ -176,8 +183,7 @@ fn handle_signals(server: &Server, site: &Site, signals: &Signals) -> Option<End
             .filter(|(signal, _)| *signal as i32 == number);
         let mut handled = false;
         for (_, handler) in handlers {
-            // A handler that panics has nobody to tell, and must not end the server.
-            let _ = panics::catch(|| handler(&site.control));
+            run_hook("a signal's handler", handler, &site.control);
             handled = true;
         }
         if !handled {

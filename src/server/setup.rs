@@ -129,7 +129,10 @@ fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
         password: (*bound.password).clone(),
         identity,
     };
-    let control = at("control", Control::new(address, &server.limits))?;
+    let control = at(
+        "control",
+        Control::new(address, &server.limits, server.observer.clone()),
+    )?;
     let mut states = States::default();
     for hook in &server.initialize {
         match panics::catch(|| hook(&control)) {

@@ -270,7 +270,7 @@ fn a_password_of_ones_own() {
 
 const NOBODY: u32 = 65_534;
 
-fn drop_rights() {
+pub fn drop_rights() {
     let (user, group) = (
         nix::unistd::Uid::from_raw(NOBODY),
         nix::unistd::Gid::from_raw(NOBODY),
@@ -281,7 +281,7 @@ fn drop_rights() {
 }
 
 /// Tests about several users need root, as the gate has. Elsewhere they would have nobody to test with.
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 

@@ -15,6 +15,7 @@ mod auth;
 mod calls;
 mod death;
 mod engine;
+mod events;
 mod examples;
 mod fds;
 mod harness;
@@ -34,6 +35,7 @@ fn main() {
         calls::TESTS,
         death::TESTS,
         engine::TESTS,
+        events::TESTS,
         examples::TESTS,
         fds::TESTS,
         hostile::TESTS,

@@ -377,7 +377,10 @@ fn a_wait_ends_in_time_and_the_channel_lives() {
 
 fn queued_items_leave_together() {
     let server = upper().start().unwrap();
-    let mut channel = server.connect().unwrap().open("upper", "").unwrap();
+    let mut limits = Limits::default();
+    limits.high_watermark = 50_000;
+    let client = server.connect().unwrap().with_limits(limits);
+    let mut channel = client.open("upper", "").unwrap();
     (0..10).for_each(|n| channel.queue(&n.to_string()).unwrap());
     assert!(
         !readable(&channel, Duration::from_millis(50)),
@@ -388,7 +391,7 @@ fn queued_items_leave_together() {
         assert_eq!(channel.recv::<String>().unwrap(), Some(n.to_string()));
     }
     let long = "x".repeat(10_000);
-    (0..40).for_each(|_| channel.queue(&long).unwrap());
+    (0..6).for_each(|_| channel.queue(&long).unwrap());
     assert!(
         readable(&channel, Duration::from_secs(5)),
         "more than high_watermark leaves by itself"

@@ -27,6 +27,7 @@ const FLOORS: [&[&str]; 6] = [
         "context",
         "address",
         "panics",
+        "event",
     ],
     &["service"],
     &["engine", "child"],
