@@ -273,6 +273,10 @@ impl Context {
         self.deferred.push(Box::new(task));
     }
 
+    pub(crate) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
     pub(crate) fn take_deferred(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
         std::mem::take(&mut self.deferred)
     }

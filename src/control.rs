@@ -5,7 +5,7 @@
 
 use crate::Fd;
 use crate::gate::Status;
-use crate::limits::Limits;
+use crate::limits::{Bounds, Limits};
 use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
 use crate::protocol::inbox::Inbox;
@@ -119,7 +119,11 @@ impl ControlLine {
         if !poll::readable([Some(self.as_fd())], deadline)?[0] {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let mut inbox = Inbox::new(MAX_MESSAGE, 1);
+        let mut inbox = Inbox::new(Bounds {
+            max_frame: MAX_MESSAGE,
+            max_fds: 1,
+            max_queued: 0,
+        });
         let buffer = inbox.receive_buffer();
         buffer.reserve(HEADER_LEN + MAX_MESSAGE);
         let received = rights::receive(&self.0, buffer, Rights::Accept, true)?;

@@ -4,7 +4,7 @@
 
 use crate::context::Peer;
 use crate::panics::{self, Panicked};
-use crate::protocol::server::Ending;
+use crate::protocol::ending::Ending;
 use std::io;
 use std::sync::Arc;
 
@@ -37,6 +37,21 @@ pub enum Event {
     Flushed {
         /// The connection.
         session: u64,
+    },
+    /// So many bytes of answers wait that no further call is taken from the client, above
+    /// [`Limits::high_watermark`](crate::Limits::high_watermark). `LowWatermark` follows, unless the connection ends.
+    HighWatermark {
+        /// The connection.
+        session: u64,
+        /// How many bytes.
+        queued: usize,
+    },
+    /// Calls are taken again.
+    LowWatermark {
+        /// The connection.
+        session: u64,
+        /// How many bytes still wait.
+        queued: usize,
     },
     /// A stream's handler has the connection for itself from now on.
     StreamOpened {

@@ -95,7 +95,7 @@ pub use listener::Listener;
 /// A signal's name and number, for [`Server::handle_signal`].
 pub use nix::sys::signal::Signal;
 pub use password::{Password, PasswordError};
+pub use protocol::ending::Ending;
 pub use protocol::frame::ProtocolError;
-pub use protocol::server::Ending;
 pub use server::Server;
 pub use service::Raw;

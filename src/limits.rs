@@ -27,9 +27,17 @@ pub struct Limits {
     pub max_frame: usize,
     /// Descriptors in one message. Default and highest possible value 253 (the kernel's `SCM_MAX_FD`).
     pub max_fds: usize,
-    /// Bytes that wait to be sent on one connection, above which no further call is taken from it and a stream's
+    /// Calls of one connection that are taken before the answer to the first of them has left; at a client, calls
+    /// that are begun before one is answered: a further one waits. Default 128.
+    pub max_in_flight: usize,
+    /// Bytes that wait to be sent on one connection, above which no further call is taken from it, and a stream's
     /// `queue` sends. Default 256 KiB.
     pub high_watermark: usize,
+    /// When no more than this is left of them, calls are taken again. Default 64 KiB.
+    pub low_watermark: usize,
+    /// Bytes that may wait to be sent on one connection: what would make them more is refused, with an error. With
+    /// less than `high_watermark` and `max_frame` together, calls are taken one by one. Default 32 MiB.
+    pub max_queued: usize,
     /// From accept to a complete password. Absolute. Default 2 s.
     pub auth_timeout: Duration,
     /// From the first byte of a message to its last. Absolute. Default 10 s.
@@ -57,7 +65,10 @@ impl Default for Limits {
             max_dedicated: 256,
             max_frame: 16 << 20,
             max_fds: MAX_FDS,
+            max_in_flight: 128,
             high_watermark: 256 << 10,
+            low_watermark: 64 << 10,
+            max_queued: 32 << 20,
             auth_timeout: Duration::from_secs(2),
             frame_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
@@ -67,6 +78,25 @@ impl Default for Limits {
             max_memory: 128 << 20,
         }
     }
+}
+
+impl Limits {
+    /// What the buffers of a connection keep to.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            max_frame: self.max_frame,
+            max_fds: self.max_fds,
+            max_queued: self.max_queued,
+        }
+    }
+}
+
+/// What the buffers of a connection keep to; see [`Limits`]. The default lets nothing pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bounds {
+    pub(crate) max_frame: usize,
+    pub(crate) max_fds: usize,
+    pub(crate) max_queued: usize,
 }
 
 /// The most descriptors that one message can carry: `SCM_MAX_FD` of the kernel's `include/net/scm.h`.

@@ -17,6 +17,15 @@ pub(super) fn denied(reason: Denied) -> CallError {
     }
 }
 
+/// What ended a wait before a call was sent, as that call's error.
+pub(super) fn not_sent(err: CallError) -> CallError {
+    let delivery = Delivery::NotSent;
+    match err {
+        CallError::TimedOut { after, .. } => CallError::TimedOut { after, delivery },
+        _ => CallError::Disconnected { delivery },
+    }
+}
+
 /// An answer that is no value, in the caller's words.
 pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>) -> CallError {
     if body.class == Class::Fault {

@@ -7,27 +7,26 @@ mod connect;
 mod errors;
 mod pending;
 mod stream;
+mod turn;
 
 pub use self::pending::Pending;
 
 use self::pending::{BegunCalls, RawAnswer};
 
 use crate::address::Address;
-use crate::connection::{Connection, ReceiveError, is_timeout};
+use crate::connection::Connection;
 use crate::error::{CallError, ConnectError, Delivery};
 use crate::limits::Limits;
 use crate::password::Password;
-use crate::protocol::Step;
-use crate::protocol::client::{Answer, ClientSession};
+use crate::protocol::client::ClientSession;
 use crate::protocol::codec;
-use crate::protocol::message::{Class, ErrorBody, Form, write_call};
+use crate::protocol::message::{Form, write_call};
 use crate::service::MAX_NAME;
-use crate::sys::rights::Rights;
-use crate::sys::{poll, process};
+use crate::sys::process;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +77,7 @@ impl Client {
         Client {
             connection: Connection::new(Arc::new(connection)),
             fresh: None,
-            session: ClientSession::new(password, limits.max_frame, limits.max_fds),
+            session: ClientSession::new(password, limits.bounds()),
             limits,
             timeout: None,
             generation: process::generation(),
@@ -99,9 +98,9 @@ impl Client {
     }
 
     /// Bounds on what the server may send, and on what is sent to it: `max_frame`, `max_fds`, `max_depth`,
-    /// `max_elements` and `max_memory` apply. To be said before the first call.
+    /// `max_elements`, `max_memory`, `max_in_flight`, `max_queued` and, in streams, `high_watermark` apply. To be said before the first call.
     pub fn with_limits(mut self, limits: Limits) -> Client {
-        self.session.set_limits(limits.max_frame, limits.max_fds);
+        self.session.set_bounds(limits.bounds());
         self.limits = limits;
         self
     }
@@ -282,6 +281,7 @@ impl Client {
             });
         }
         self.freshen()?;
+        self.wait_for_place()?;
         // 0 is for frames that belong to no call.
         let id = self.last_id.checked_add(1).unwrap_or(1);
         let (mut frame, slot) = write_call(id, name, self.timeout, form);
@@ -291,6 +291,22 @@ impl Client {
         self.last_id = id;
         self.in_flight += 1;
         Ok(id)
+    }
+
+    /// Waits until fewer calls than [`Limits::max_in_flight`] are unanswered.
+    fn wait_for_place(&mut self) -> Result<(), CallError> {
+        if self.in_flight < self.limits.max_in_flight.max(1) {
+            return Ok(());
+        }
+        let deadline = self.deadline();
+        while self.in_flight >= self.limits.max_in_flight.max(1) {
+            match self.step(deadline) {
+                Ok(Some((id, answer))) => self.begun.keep(id, answer),
+                Ok(None) => {}
+                Err(err) => return Err(errors::not_sent(err)),
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the answer to a call.
@@ -324,109 +340,6 @@ impl Client {
             }
             err => err,
         }
-    }
-
-    /// One turn: an answer to a call, or some progress towards it.
-    fn step(&mut self, deadline: Option<Instant>) -> Result<Option<(u32, RawAnswer)>, CallError> {
-        match self.session.poll() {
-            Ok(Step::Event(Answer::Call(
-                _,
-                Err(ErrorBody {
-                    class: Class::Protocol,
-                    texts,
-                    ..
-                }),
-            ))) => {
-                self.broken = true;
-                Err(CallError::Protocol(texts.join(": ")))
-            }
-            Ok(Step::Event(Answer::Call(id, answer))) => {
-                self.in_flight = self.in_flight.saturating_sub(1);
-                Ok(Some((id, answer)))
-            }
-            Ok(Step::Event(Answer::Opened(id))) => {
-                self.opened = Some(id);
-                Ok(None)
-            }
-            Ok(Step::Event(Answer::Welcome)) => Ok(None),
-            Ok(Step::Event(Answer::Denied(denied))) => {
-                self.broken = true;
-                Err(errors::denied(denied))
-            }
-            Ok(Step::Transmit) if !self.deaf => self.transmit(deadline).map(|()| None),
-            Ok(Step::Transmit | Step::Receive) if !self.session.inbox.is_at_end() => {
-                self.receive(deadline).map(|()| None)
-            }
-            Ok(_) => {
-                self.broken = true;
-                Err(CallError::Disconnected {
-                    delivery: Delivery::MaybeExecuted,
-                })
-            }
-            Err(err) => {
-                self.broken = true;
-                Err(CallError::Protocol(err.to_string()))
-            }
-        }
-    }
-
-    /// Writes some of what is queued. A server that reads nothing because it waits for us to read is read from.
-    fn transmit(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
-        match self.connection.transmit_now(&self.session.outbox) {
-            Ok(len) => self.session.transmitted(len),
-            Err(err) if is_timeout(&err) => {
-                let at_end = self.session.inbox.is_at_end();
-                let ready = poll::ready(self.connection.as_fd(), !at_end, deadline);
-                let (readable, writable) =
-                    ready.map_err(|err| self.io("wait for the server", err))?;
-                if readable && !at_end {
-                    self.receive(deadline)?;
-                } else if !writable {
-                    return Err(self.timed_out());
-                }
-            }
-            // It may have said why before it closed.
-            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => self.deaf = true,
-            Err(source) => return Err(self.io("send to the server", source)),
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, deadline: Option<Instant>) -> Result<(), CallError> {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(self.timed_out());
-        }
-        match self
-            .connection
-            .receive(&mut self.session.inbox, Rights::Accept, left)
-        {
-            // Nothing came in time: the next turn looks at the clock.
-            Ok(_) => Ok(()),
-            Err(ReceiveError::Protocol(err)) => {
-                self.broken = true;
-                Err(CallError::Protocol(err.to_string()))
-            }
-            Err(ReceiveError::Io(err)) if err.kind() == io::ErrorKind::ConnectionReset => {
-                self.broken = true;
-                Err(CallError::Disconnected {
-                    delivery: Delivery::MaybeExecuted,
-                })
-            }
-            Err(ReceiveError::Io(source)) => Err(self.io("receive from the server", source)),
-        }
-    }
-
-    fn timed_out(&self) -> CallError {
-        CallError::TimedOut {
-            after: self.timeout.unwrap_or_default(),
-            delivery: Delivery::MaybeExecuted,
-        }
-    }
-
-    fn io(&mut self, action: &'static str, source: io::Error) -> CallError {
-        self.broken = true;
-        CallError::Io { action, source }
     }
 
     fn result<R: DeserializeOwned>(&self, name: &str, answer: RawAnswer) -> Result<R, CallError> {

@@ -9,9 +9,9 @@ use super::threaded::Shared;
 use crate::connection::Connection;
 use crate::context::Peer;
 use crate::event::{Event, PauseReason};
+use crate::protocol::ending::Ending;
 use crate::protocol::message::Denied;
 use crate::protocol::outbox::Outbox;
-use crate::protocol::server::Ending;
 use crate::sys::epoll::Interest;
 use crate::sys::{fdtable, socket};
 use std::io;
@@ -222,7 +222,7 @@ impl Shared {
             peer,
             reason,
         });
-        let mut outbox = Outbox::new(self.site.limits.max_frame, 0);
+        let mut outbox = Outbox::new(self.site.limits.bounds());
         if outbox.send(Denied::Stopping.write()).is_ok() {
             // A client that is gone needs no answer.
             let _ = Connection::new(socket).transmit_now(&outbox);

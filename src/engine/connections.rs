@@ -5,7 +5,7 @@
 
 use crate::context::{Control, Peer};
 use crate::event::{Event, Observer};
-use crate::protocol::server::Ending;
+use crate::protocol::ending::Ending;
 use crate::sys::socket;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;

@@ -124,7 +124,12 @@ impl Crew {
     pub(super) fn begin_event(&self) -> (u64, bool) {
         let event = self.events.fetch_add(1, Ordering::SeqCst) + 1;
         self.serving.store(event, Ordering::SeqCst);
-        (event, !self.watched.swap(true, Ordering::SeqCst))
+        (event, self.wake_watchdog())
+    }
+
+    /// There is something for the watchdog to see. `true`: it sleeps and must be woken.
+    pub(super) fn wake_watchdog(&self) -> bool {
+        !self.watched.swap(true, Ordering::SeqCst)
     }
 
     /// The event is over. `false`: the lead was given away, or taken, meanwhile.

@@ -4,6 +4,7 @@
 
 use super::Site;
 use super::connections::{Entry, NotDedicated};
+use super::loans::{Loan, Loans};
 use crate::channel::{Channel, StopToken};
 use crate::connection::{Connection, ReceiveError, is_gone, is_timeout};
 use crate::context::Context;
@@ -33,6 +34,8 @@ pub(super) struct Driver {
     context: Option<Box<Context>>,
     connection: Connection,
     is_known_to_events: bool,
+    /// Where the output is while a call is being answered, once there was any.
+    loan: Option<Arc<Loan>>,
     /// What it waits for while it is parked.
     interest: Interest,
     /// Counts the connection; the last field, so that it goes after the socket.
@@ -65,6 +68,7 @@ impl Driver {
             context: None,
             connection,
             is_known_to_events: false,
+            loan: None,
             interest: Interest::Readable,
             entry,
         })
@@ -144,9 +148,22 @@ impl Driver {
         matches!(turn, Turn::Moved)
     }
 
+    /// Lends what waits to be sent while the next call is being answered. `false`: there is nothing.
+    pub(super) fn lend(&mut self, loans: &Loans) -> bool {
+        let Some(outbox) = self.session.lend_outbox() else {
+            return false;
+        };
+        let connection = &self.connection;
+        let loan = self
+            .loan
+            .get_or_insert_with(|| loans.register(connection.share()));
+        loans.lend(loan, outbox);
+        true
+    }
+
     /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
     /// [`Driver::run_stream`] or [`Driver::refuse`] must follow.
-    pub(super) fn answer(&mut self, call: Call, now: Instant) -> Option<StreamTask> {
+    pub(super) fn answer(&mut self, call: Call, now: Instant, loans: &Loans) -> Option<StreamTask> {
         let Site {
             control,
             listener,
@@ -166,8 +183,20 @@ impl Driver {
         });
         control.gate().call_begins();
         context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
-        match service.answer(context, call, limits) {
-            Outcome::Answer(answer) => self.session.finish(answer),
+        let outcome = service.answer(context, call, limits);
+        let is_urgent = context.has_deferred();
+        if let Some(outbox) = self.loan.as_ref().and_then(|loan| loans.reclaim(loan)) {
+            self.session.take_back(outbox);
+        }
+        match outcome {
+            Outcome::Answer(answer) => {
+                self.session.finish(answer);
+                if is_urgent {
+                    // What was put off until the answer has left comes before the next call.
+                    self.session.hurry();
+                }
+                self.tell_pressure(false);
+            }
             Outcome::Stream(task) => match self.entry.dedicate(limits.max_dedicated) {
                 Ok(()) => return Some(task),
                 Err(NotDedicated::Full) => self.refuse(ErrorBody::busy("max_dedicated")),
@@ -218,7 +247,9 @@ impl Driver {
         };
         match written {
             Ok(len) => {
+                let was_pressed = self.session.is_pressed();
                 self.session.transmitted(len, now);
+                self.tell_pressure(was_pressed);
                 if self.session.outbox.queued() == 0 {
                     self.flushed();
                 }
@@ -259,6 +290,22 @@ impl Driver {
             self.entry.observer().failed(session, call, err);
         }
         Turn::Over
+    }
+
+    /// Tells if the watermarks have been crossed since `was_pressed`.
+    fn tell_pressure(&self, was_pressed: bool) {
+        let (session, queued) = (self.entry.id, self.session.outbox.queued());
+        match (was_pressed, self.session.is_pressed()) {
+            (false, true) => self
+                .entry
+                .observer()
+                .tell(|| Event::HighWatermark { session, queued }),
+            (true, false) => self
+                .entry
+                .observer()
+                .tell(|| Event::LowWatermark { session, queued }),
+            _ => {}
+        }
     }
 
     /// All answers have left.

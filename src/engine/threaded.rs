@@ -8,10 +8,11 @@ use super::acceptance::{Acceptance, most_connections};
 use super::connections::{Connections, Left};
 use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
+use super::loans::Loans;
 use super::parking::{LISTENER, Parking, WAKER};
 use crate::channel::StopToken;
 use crate::error::StopReason;
-use crate::protocol::message::ErrorBody;
+use crate::protocol::message::{Call, ErrorBody};
 use crate::service::StreamTask;
 use crate::sys::epoll::Interest;
 use std::io;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     in_vain: AtomicU32,
     pub(super) acceptance: Mutex<Acceptance>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    loans: Loans,
     /// Told to the handlers of streams when the server stops.
     stop: StopToken,
 }
@@ -65,6 +67,7 @@ impl Threaded {
             in_vain: AtomicU32::new(0),
             acceptance: Mutex::default(),
             threads: Mutex::default(),
+            loans: Loans::default(),
             stop: StopToken::new()?,
             site,
             parking,
@@ -84,13 +87,7 @@ impl Threaded {
     /// What the watchdog does every [`TICK`]. `false`: there is nothing to look at, until it is woken.
     pub(crate) fn look(&self) -> bool {
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.shared.crew.look(&mut watch) {
-            Some(relief) => {
-                self.shared.relieve(&relief);
-                true
-            }
-            None => false,
-        }
+        self.shared.look(&mut watch)
     }
 
     /// Begins no call any more, and accepts nobody. Returns at once.
@@ -122,9 +119,7 @@ impl Threaded {
                 Left::Calls => {}
             }
             let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(relief) = shared.crew.look(&mut watch) {
-                shared.relieve(&relief);
-            }
+            shared.look(&mut watch);
         };
         shared.crew.end();
         shared.wake();
@@ -196,6 +191,26 @@ impl Shared {
     /// Makes the leader look.
     pub(super) fn wake(&self) {
         self.site.control.gate().waker().wake();
+    }
+
+    /// What the watchdog does. `false`: there is nothing to look at, until it is woken.
+    fn look(self: &Arc<Shared>, watch: &mut Watch) -> bool {
+        self.loans.look();
+        match self.crew.look(watch) {
+            Some(relief) => self.relieve(&relief),
+            // Somebody may have lent something before the watchdog was known to sleep.
+            None if self.loans.any() => drop(self.crew.wake_watchdog()),
+            None => return false,
+        }
+        true
+    }
+
+    /// Answers a call, with what waits to be sent in the watchdog's care meanwhile.
+    fn answer(&self, driver: &mut Driver, call: Call, now: Instant) -> Option<StreamTask> {
+        if driver.lend(&self.loans) && self.crew.wake_watchdog() {
+            self.site.control.wake();
+        }
+        driver.answer(call, now, &self.loans)
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
@@ -291,7 +306,7 @@ impl Shared {
                     if let (Some(token), true) = (lead, calls > 1) {
                         self.relieve(&self.crew.hand_over(token));
                     }
-                    if let Some(task) = driver.answer(call, now) {
+                    if let Some(task) = self.answer(&mut driver, call, now) {
                         return self.dedicate(driver, task);
                     }
                     since.get_or_insert(now);
@@ -381,7 +396,7 @@ impl Shared {
             match driver.turn(false) {
                 Turn::Moved => {}
                 Turn::Call(call, now) => {
-                    if let Some(task) = driver.answer(call, now) {
+                    if let Some(task) = self.answer(&mut driver, call, now) {
                         return self.dedicate(driver, task);
                     }
                 }

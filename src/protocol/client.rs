@@ -8,6 +8,7 @@ use super::inbox::Inbox;
 use super::message::{Denied, EncodedValue, ErrorBody, Hello, Welcome};
 use super::outbox::Outbox;
 use super::stream::{Side, StreamIn, StreamOut};
+use crate::limits::Bounds;
 use crate::password::Password;
 use std::collections::VecDeque;
 
@@ -34,8 +35,7 @@ pub(crate) struct ClientSession {
     held: VecDeque<(u32, Outgoing)>,
     /// Calls whose frames have not left completely: id, and where in the stream they begin and end.
     leaving: VecDeque<(u32, u64, u64)>,
-    max_frame: usize,
-    max_fds: usize,
+    bounds: Bounds,
 }
 
 #[derive(Debug)]
@@ -46,15 +46,14 @@ enum Greeting {
 }
 
 impl ClientSession {
-    pub(crate) fn new(password: Password, max_frame: usize, max_fds: usize) -> ClientSession {
+    pub(crate) fn new(password: Password, bounds: Bounds) -> ClientSession {
         ClientSession {
-            inbox: Inbox::new(max_frame, max_fds),
-            outbox: Outbox::new(max_frame, max_fds),
+            inbox: Inbox::new(bounds),
+            outbox: Outbox::new(bounds),
             hello: Greeting::Unsaid(password),
             held: VecDeque::new(),
             leaving: VecDeque::new(),
-            max_frame,
-            max_fds,
+            bounds,
         }
     }
 
@@ -64,7 +63,6 @@ impl ClientSession {
     /// It exceeds the limits, or carries descriptors and the server takes none; nothing is queued then.
     pub(crate) fn send(&mut self, id: u32, call: Outgoing) -> Result<(), ProtocolError> {
         let has_fds = !call.fds.is_empty();
-        let call = call.seal(self.max_frame, self.max_fds)?;
         match self.hello {
             Greeting::Welcomed { fds: false } if has_fds => Err(ProtocolError::TooManyFds {
                 count: call.fds.len(),
@@ -74,6 +72,8 @@ impl ClientSession {
             _ => {
                 self.say_hello(has_fds)?;
                 if has_fds || !self.held.is_empty() {
+                    // What is wrong with it shall be known now.
+                    let call = call.seal(self.bounds.max_frame, self.bounds.max_fds)?;
                     self.held.push_back((id, call));
                     return Ok(());
                 }
@@ -92,10 +92,10 @@ impl ClientSession {
     }
 
     /// New bounds, for frames that have not been queued or received yet.
-    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
-        self.inbox.set_limits(max_frame, max_fds);
-        self.outbox.set_limits(max_frame, max_fds);
-        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.inbox.set_bounds(bounds);
+        self.outbox.set_bounds(bounds);
+        self.bounds = bounds;
     }
 
     fn queue(&mut self, id: u32, call: Outgoing) -> Result<(), ProtocolError> {
@@ -189,8 +189,8 @@ impl ClientSession {
     /// [`ClientSession::close_stream`].
     pub(crate) fn open_stream(&mut self, id: u32) -> (StreamIn, StreamOut) {
         let fds = matches!(self.hello, Greeting::Welcomed { fds: true });
-        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
-        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(0, 0));
+        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(Bounds::default()));
+        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(Bounds::default()));
         (
             StreamIn::new(inbox, id, Side::Client),
             StreamOut::new(outbox, id, fds),

@@ -228,6 +228,14 @@ pub enum ProtocolError {
         /// What is allowed.
         limit: usize,
     },
+    /// More bytes would wait to be sent than `Limits::max_queued`.
+    #[error("{size} bytes that wait to be sent exceed max_queued, {limit} bytes")]
+    TooMuchQueued {
+        /// How many there would be.
+        size: usize,
+        /// What is allowed, in bytes.
+        limit: usize,
+    },
     /// A frame announces descriptors that did not come, or descriptors came that no frame announces.
     #[error("descriptors do not match the frame that announces them")]
     StrayFds,

@@ -4,6 +4,7 @@
 //! bytes cost memory only as they arrive, whatever a header announces.
 
 use super::frame::{Frame, HEADER_LEN, Header, ProtocolError};
+use crate::limits::Bounds;
 use bytes::{Buf, BytesMut};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -23,8 +24,7 @@ pub(crate) struct Inbox {
     position: u64,
     arrivals: VecDeque<Arrival>,
     eof: bool,
-    max_frame: usize,
-    max_fds: usize,
+    bounds: Bounds,
 }
 
 /// Descriptors that came in one receive, with the part of the stream that came with them: the frame they
@@ -37,19 +37,18 @@ struct Arrival {
 }
 
 impl Inbox {
-    pub(crate) fn new(max_frame: usize, max_fds: usize) -> Inbox {
+    pub(crate) fn new(bounds: Bounds) -> Inbox {
         Inbox {
             bytes: BytesMut::new(),
             position: 0,
             arrivals: VecDeque::new(),
             eof: false,
-            max_frame,
-            max_fds,
+            bounds,
         }
     }
 
-    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
-        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
     }
 
     /// The buffer to receive into, with some room behind its content. Report with [`Inbox::received`].
@@ -88,6 +87,15 @@ impl Inbox {
 
     pub(crate) fn has_unread(&self) -> bool {
         !self.bytes.is_empty()
+    }
+
+    /// Whether a whole frame has been received, or something that is none.
+    pub(crate) fn has_frame(&self) -> bool {
+        match self.header() {
+            Ok(Some(header)) => self.bytes.len() >= HEADER_LEN + header.len as usize,
+            Ok(None) => false,
+            Err(_) => true,
+        }
     }
 
     /// The peer has finished sending.
@@ -129,7 +137,9 @@ impl Inbox {
 
     fn header(&self) -> Result<Option<Header>, ProtocolError> {
         match self.bytes.first_chunk() {
-            Some(bytes) => Header::parse(bytes, self.max_frame, self.max_fds).map(Some),
+            Some(bytes) => {
+                Header::parse(bytes, self.bounds.max_frame, self.bounds.max_fds).map(Some)
+            }
             None => Ok(None),
         }
     }

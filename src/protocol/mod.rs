@@ -5,6 +5,7 @@
 
 pub(crate) mod client;
 pub(crate) mod codec;
+pub(crate) mod ending;
 pub(crate) mod frame;
 pub(crate) mod inbox;
 pub(crate) mod message;

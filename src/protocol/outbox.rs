@@ -3,6 +3,7 @@
 //! Invariant: descriptors ride on the first byte of their frame; what is queued leaves in order and once.
 
 use super::frame::{HEADER_LEN, Outgoing, ProtocolError};
+use crate::limits::Bounds;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -24,8 +25,7 @@ pub(crate) struct Outbox {
     queued: usize,
     /// How many bytes have ever been queued.
     written: u64,
-    max_frame: usize,
-    max_fds: usize,
+    bounds: Bounds,
 }
 
 #[derive(Debug)]
@@ -70,19 +70,18 @@ impl<'a> Transmit<'a> {
 }
 
 impl Outbox {
-    pub(crate) fn new(max_frame: usize, max_fds: usize) -> Outbox {
+    pub(crate) fn new(bounds: Bounds) -> Outbox {
         Outbox {
             chunks: VecDeque::new(),
             sent: 0,
             queued: 0,
             written: 0,
-            max_frame,
-            max_fds,
+            bounds,
         }
     }
 
-    pub(crate) fn set_limits(&mut self, max_frame: usize, max_fds: usize) {
-        (self.max_frame, self.max_fds) = (max_frame, max_fds);
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
     }
 
     /// Queues a frame.
@@ -90,8 +89,14 @@ impl Outbox {
     /// # Errors
     /// It exceeds the limits; nothing is queued then.
     pub(crate) fn send(&mut self, frame: Outgoing) -> Result<(), ProtocolError> {
-        let frame = frame.seal(self.max_frame, self.max_fds)?;
+        let frame = frame.seal(self.bounds.max_frame, self.bounds.max_fds)?;
         let len = HEADER_LEN + frame.payload_len();
+        if self.queued + len > self.bounds.max_queued {
+            return Err(ProtocolError::TooMuchQueued {
+                size: self.queued + len,
+                limit: self.bounds.max_queued,
+            });
+        }
         self.queued += len;
         self.written += len as u64;
         let Outgoing {

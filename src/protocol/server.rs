@@ -4,12 +4,13 @@
 //! a session is a value that any thread may go on with between two calls.
 
 use super::Step;
+use super::ending::Ending;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
 use super::inbox::Inbox;
 use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
 use super::outbox::Outbox;
 use super::stream::{self, Side, StreamIn, StreamOut};
-use crate::limits::Limits;
+use crate::limits::{Bounds, Limits};
 use crate::password::Password;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,39 +22,6 @@ pub(crate) enum Happening {
     Authenticated { fds: bool },
     /// A call to be answered with [`ServerSession::finish`].
     Call(Call),
-}
-
-/// Why a connection has ended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Ending {
-    /// The client has finished.
-    #[error("the client has finished")]
-    Finished,
-    /// Its user may not connect here.
-    #[error("the user may not connect")]
-    NotAdmitted,
-    /// A wrong password, another version, or no hello at all.
-    #[error("no valid hello")]
-    Denied,
-    /// There were more without a password than `max_unauthenticated`, and this one was the oldest.
-    #[error("too many others had not shown the password either")]
-    Crowded,
-    /// The client was too slow: to authenticate, to complete a frame, to read its answers.
-    #[error("the client was too slow")]
-    TimedOut,
-    /// The client was silent for longer than `idle_timeout`.
-    #[error("the client was idle")]
-    Idle,
-    /// The server stops.
-    #[error("the server is stopping")]
-    Stopping,
-    /// The client broke a rule of the protocol, or a limit.
-    #[error("{0}")]
-    Protocol(ProtocolError),
-    /// The connection broke.
-    #[error("the connection broke")]
-    Broken,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -84,6 +52,12 @@ pub(crate) struct ServerSession {
     /// The welcome is queued and waits for the first reply to travel with.
     holds_welcome: bool,
     draining: bool,
+    /// Answers that are queued and have not left.
+    held: usize,
+    /// More is queued than `high_watermark`, and not yet as little as `low_watermark`.
+    is_pressed: bool,
+    /// The last answer must leave before the next call is taken.
+    is_urgent: bool,
     /// The stream whose answer is given and whose client may not know it yet.
     leftover: Option<u32>,
 }
@@ -99,13 +73,16 @@ enum Phase {
 impl ServerSession {
     pub(crate) fn new(password: Arc<Password>, limits: Arc<Limits>, now: Instant) -> ServerSession {
         ServerSession {
-            inbox: Inbox::new(limits.max_frame, limits.max_fds),
-            outbox: Outbox::new(limits.max_frame, limits.max_fds),
+            inbox: Inbox::new(limits.bounds()),
+            outbox: Outbox::new(limits.bounds()),
             deadline: now.checked_add(limits.auth_timeout),
             phase: Phase::Greeting,
             state: State::Greeting,
             holds_welcome: false,
             draining: false,
+            held: 0,
+            is_pressed: false,
+            is_urgent: false,
             leftover: None,
             password,
             limits,
@@ -153,11 +130,15 @@ impl ServerSession {
             debug_assert!(false, "no call is waiting for an answer");
             return;
         };
+        self.held += 1;
+        // Descriptors need a write of their own, and shall not stay open for longer than need be.
+        self.is_urgent |= !answer.fds.is_empty();
         if let Err(err) = self.outbox.send(answer) {
             let body = ErrorBody::new(Class::BadReply, vec![err.to_string()]);
             self.queue(body.write(id));
         }
         self.holds_welcome = false;
+        self.is_pressed |= self.outbox.queued() > self.limits.high_watermark;
         self.state = if last {
             State::Closing(Ending::Finished)
         } else {
@@ -165,6 +146,33 @@ impl ServerSession {
         };
         self.phase = Phase::Idle;
         self.deadline = None;
+    }
+
+    /// The answer that was given last leaves before the next call is taken.
+    pub(crate) fn hurry(&mut self) {
+        self.is_urgent = true;
+    }
+
+    /// Whether so much is queued that no call is taken until most of it has left.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.is_pressed
+    }
+
+    /// What is queued, while a call is being answered: somebody else may send of it. `None`: nothing is.
+    pub(crate) fn lend_outbox(&mut self) -> Option<Outbox> {
+        match self.outbox.queued() {
+            0 => None,
+            _ => Some(std::mem::replace(
+                &mut self.outbox,
+                Outbox::new(Bounds::default()),
+            )),
+        }
+    }
+
+    /// What is left of what was lent.
+    pub(crate) fn take_back(&mut self, outbox: Outbox) {
+        self.outbox = outbox;
+        self.has_left();
     }
 
     /// The id of the call that is being answered, 0 if none is.
@@ -181,8 +189,8 @@ impl ServerSession {
         let id = self.call_id();
         self.queue(stream::opened(id));
         self.holds_welcome = false;
-        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
-        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(0, 0));
+        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(Bounds::default()));
+        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(Bounds::default()));
         (
             StreamIn::new(inbox, id, Side::Server),
             // A client needs to ask nobody before it receives descriptors.
@@ -285,7 +293,8 @@ impl ServerSession {
 
     /// One turn of the state `Ready`. `None`: the state has changed, look again.
     fn serve(&mut self, now: Instant) -> Option<Step<Happening>> {
-        if self.outbox.queued() > 0 && !self.holds_welcome {
+        let has_output = self.outbox.queued() > 0 && !self.holds_welcome;
+        if has_output && !self.may_hold() {
             return Some(self.flush(now));
         }
         match self.next_call() {
@@ -300,6 +309,8 @@ impl ServerSession {
                 self.deadline = None;
                 return Some(Step::Event(Happening::Call(call)));
             }
+            // What came was no call after all.
+            Ok(None) if has_output => return Some(self.flush(now)),
             Ok(None) if self.inbox.is_at_end() => self.end(if self.draining {
                 Ending::Stopping
             } else {
@@ -309,6 +320,16 @@ impl ServerSession {
             Err(err) => self.break_off(err),
         }
         None
+    }
+
+    /// Whether the next call can be taken before what is queued has left: so the answers to a batch leave together.
+    fn may_hold(&self) -> bool {
+        let room = self.limits.max_queued.saturating_sub(self.outbox.queued());
+        !self.is_pressed
+            && !self.is_urgent
+            && self.held < self.limits.max_in_flight
+            && room >= HEADER_LEN + self.limits.max_frame
+            && self.inbox.has_frame()
     }
 
     /// Tells the client which rule it broke, and ends.
@@ -359,8 +380,17 @@ impl ServerSession {
     /// Output made progress: the write timeout begins anew.
     pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
         self.outbox.transmitted(len);
+        self.has_left();
         if self.phase == Phase::Sending {
             self.deadline = now.checked_add(self.limits.write_timeout);
+        }
+    }
+
+    fn has_left(&mut self) {
+        let queued = self.outbox.queued();
+        self.is_pressed &= queued > self.limits.low_watermark;
+        if queued == 0 {
+            (self.held, self.is_urgent) = (0, false);
         }
     }
 

@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn hear(side: Side, bytes: &[u8]) -> StreamIn {
-        let mut inbox = Inbox::new(1 << 20, 253);
+        let mut inbox = Inbox::new(Limits::default().bounds());
         inbox.receive_buffer().extend_from_slice(bytes);
         inbox.received(bytes.len(), Vec::new());
         StreamIn::new(inbox, 3, side)
@@ -216,7 +216,7 @@ mod tests {
             0x22, 0x0b, 0x02, 0x86, 0x4c, 0xee, 0x63, 0xaf, 2, b'-', b'A',
         ]);
         assert_eq!(bytes(item(3, "-A", true)), hashed);
-        let mut output = StreamOut::new(Outbox::new(1 << 20, 253), 3, true);
+        let mut output = StreamOut::new(Outbox::new(Limits::default().bounds()), 3, true);
         output.end().unwrap();
         output.end().unwrap();
         let transmit = output.outbox.transmit().unwrap();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn descriptors_go_only_where_they_are_taken() {
-        let mut output = StreamOut::new(Outbox::new(1 << 20, 253), 3, false);
+        let mut output = StreamOut::new(Outbox::new(Limits::default().bounds()), 3, false);
         let mut frame = item(3, "a", true);
         frame.fds.push(std::sync::Arc::new(
             std::fs::File::open("/dev/null").unwrap().into(),

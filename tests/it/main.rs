@@ -12,6 +12,7 @@
 #![allow(clippy::incompatible_msrv)]
 
 mod auth;
+mod batches;
 mod calls;
 mod death;
 mod engine;
@@ -32,6 +33,7 @@ mod types;
 fn main() {
     let tests = [
         auth::TESTS,
+        batches::TESTS,
         calls::TESTS,
         death::TESTS,
         engine::TESTS,

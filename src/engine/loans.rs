@@ -1,0 +1,115 @@
+//! Answers that wait for the answers behind them while the next call is being worked on.
+//!
+//! Invariant: an answer that is held back for company leaves after two looks of the watchdog at the latest, however
+//! long the next call takes. A client may need it to let that call go on.
+
+use crate::connection::Connection;
+use crate::protocol::outbox::Outbox;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+
+/// What one session has lent while its call is being answered.
+pub(super) struct Loan {
+    connection: Connection,
+    lent: Mutex<Option<Lent>>,
+}
+
+struct Lent {
+    outbox: Outbox,
+    /// At which look it was lent.
+    since: u64,
+    /// All of it has left, and there is nothing to look after.
+    is_settled: bool,
+}
+
+/// All that sessions have lent.
+#[derive(Default)]
+pub(super) struct Loans {
+    known: Mutex<Vec<Weak<Loan>>>,
+    /// How many of them have something that has not left.
+    open: AtomicUsize,
+    looks: AtomicU64,
+}
+
+impl Loans {
+    /// A place for a session's output, known to the watchdog for as long as somebody has it.
+    pub(super) fn register(&self, socket: Arc<OwnedFd>) -> Arc<Loan> {
+        let loan = Arc::new(Loan {
+            connection: Connection::new(socket),
+            lent: Mutex::new(None),
+        });
+        self.known().push(Arc::downgrade(&loan));
+        loan
+    }
+
+    pub(super) fn lend(&self, loan: &Loan, outbox: Outbox) {
+        let since = self.looks.load(Ordering::Relaxed);
+        *loan.lock() = Some(Lent {
+            outbox,
+            since,
+            is_settled: false,
+        });
+        self.open.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Gives back what was lent, or what is left of it.
+    pub(super) fn reclaim(&self, loan: &Loan) -> Option<Outbox> {
+        let lent = loan.lock().take()?;
+        if !lent.is_settled {
+            self.open.fetch_sub(1, Ordering::SeqCst);
+        }
+        Some(lent.outbox)
+    }
+
+    /// Whether there is something to look after.
+    pub(super) fn any(&self) -> bool {
+        self.open.load(Ordering::SeqCst) > 0
+    }
+
+    /// Sends what has been lent for long enough, as far as the kernel takes it. Called by the watchdog.
+    pub(super) fn look(&self) {
+        let now = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        if !self.any() {
+            return;
+        }
+        self.known().retain(|loan| match loan.upgrade() {
+            Some(loan) => {
+                self.look_after(&loan, now);
+                true
+            }
+            None => false,
+        });
+    }
+
+    fn look_after(&self, loan: &Loan, now: u64) {
+        let mut guard = match loan.lent.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(err)) => err.into_inner(),
+            // It is being lent or reclaimed at this moment.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let Some(lent) = &mut *guard else { return };
+        if lent.is_settled || now < lent.since + 2 {
+            return;
+        }
+        // What cannot be sent now is sent later, and a connection that is broken is found so by its session.
+        if let Ok(len) = loan.connection.transmit_now(&lent.outbox) {
+            lent.outbox.transmitted(len);
+        }
+        if lent.outbox.queued() == 0 {
+            lent.is_settled = true;
+            self.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Weak<Loan>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loan {
+    fn lock(&self) -> MutexGuard<'_, Option<Lent>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,38 @@
+//! How a connection can end.
+//!
+//! Invariant: one value for each thing that an observer may want to tell apart.
+
+use super::frame::ProtocolError;
+
+/// Why a connection has ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Ending {
+    /// The client has finished.
+    #[error("the client has finished")]
+    Finished,
+    /// Its user may not connect here.
+    #[error("the user may not connect")]
+    NotAdmitted,
+    /// A wrong password, another version, or no hello at all.
+    #[error("no valid hello")]
+    Denied,
+    /// There were more without a password than `max_unauthenticated`, and this one was the oldest.
+    #[error("too many others had not shown the password either")]
+    Crowded,
+    /// The client was too slow: to authenticate, to complete a frame, to read its answers.
+    #[error("the client was too slow")]
+    TimedOut,
+    /// The client was silent for longer than `idle_timeout`.
+    #[error("the client was idle")]
+    Idle,
+    /// The server stops.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The client broke a rule of the protocol, or a limit.
+    #[error("{0}")]
+    Protocol(ProtocolError),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken,
+}
