@@ -57,7 +57,7 @@ fn only_the_right_password_opens() {
     assert_eq!(answer(&server, &password), good);
 }
 
-fn with_password(server: &ServerHandle, password: Password) -> Address {
+pub fn with_password(server: &ServerHandle, password: Password) -> Address {
     // An address with another password, by way of its written form.
     let mut text = String::new();
     std::fs::File::from(server.address().to_fd().unwrap())

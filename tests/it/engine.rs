@@ -1,6 +1,6 @@
 //! Threads: who waits for whom, and for how long.
 
-use crate::harness::descriptors;
+use crate::harness::leave_descriptors_free;
 use crate::hostile::{Raw, hello_frame, resident};
 use crate::lifecycle::echo;
 use crate::processes::Helper;
@@ -233,15 +233,9 @@ fn cpu_time(pid: u32) -> Duration {
 fn a_full_descriptor_table_costs_no_time_and_ends() {
     let mut limits = Limits::default();
     limits.max_unauthenticated = 1000;
-    let definition = echo().limits(limits).handle("fill", |_, free: usize| {
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let used: Vec<u64> = descriptors("self")
-            .iter()
-            .map(|(n, _)| n.parse().unwrap())
-            .collect();
-        let limit = (0..).filter(|n| !used.contains(n)).nth(free).unwrap();
-        Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?)
-    });
+    let definition = echo()
+        .limits(limits)
+        .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?));
     let server = definition.start().unwrap();
     let mut client = Client::connect(server.address()).unwrap();
     client.call::<_, ()>("fill", &3_usize).unwrap();

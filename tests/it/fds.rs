@@ -1,10 +1,9 @@
 //! Descriptors: both ways, everywhere, never too many, never leaked.
 
-use crate::harness::descriptors;
-use crate::hostile::{Raw, call_frame, frame, hello_frame};
+use crate::harness::{descriptors, leave_descriptors_free};
+use crate::hostile::{Raw, frame, hello_frame};
 use crate::lifecycle::echo;
 use forkserver::{Bytes, CallError, Client, Fault, Fd, Limits, Server, ServerHandle};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -23,14 +22,13 @@ crate::tests![
     descriptors_in_refused_arguments_are_closed,
     descriptors_in_unwanted_replies_are_closed,
     large_messages_carry_descriptors_once,
-    hostile_descriptors_leave_nothing_behind,
     descriptors_before_the_password_are_refused,
     near_the_limit_of_descriptors_nothing_is_lost,
     an_unfinished_frame_brings_no_more_descriptors,
 ];
 
 /// How many descriptors the server has. A call goes first: what was closed before it is closed.
-fn count(server: &ServerHandle, client: &mut Client) -> usize {
+pub fn count(server: &ServerHandle, client: &mut Client) -> usize {
     client
         .call::<_, String>("echo", "x")
         .expect("the server answers");
@@ -39,7 +37,7 @@ fn count(server: &ServerHandle, client: &mut Client) -> usize {
 
 /// Waits until the server has as many descriptors as before: a session that ended badly has told its client so a
 /// moment before it closes.
-fn settles(server: &ServerHandle, client: &mut Client, before: usize) {
+pub fn settles(server: &ServerHandle, client: &mut Client, before: usize) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
     while count(server, client) != before {
         assert!(
@@ -50,7 +48,7 @@ fn settles(server: &ServerHandle, client: &mut Client, before: usize) {
     }
 }
 
-fn null() -> Fd {
+pub fn null() -> Fd {
     File::open("/dev/null").unwrap().into()
 }
 
@@ -58,7 +56,7 @@ fn inode(fd: &Fd) -> u64 {
     nix::sys::stat::fstat(fd).unwrap().st_ino
 }
 
-fn server() -> Server {
+pub fn server() -> Server {
     echo()
         .handle("fds", |_, fds: Vec<Fd>| Ok(fds))
         .handle("make", |_, count: usize| {
@@ -325,7 +323,7 @@ fn large_messages_carry_descriptors_once() {
 }
 
 /// Sends bytes with descriptors as nobody should.
-fn send(raw: &Raw, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
+pub fn send(raw: &Raw, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
     let rights = [ControlMessage::ScmRights(fds)];
     let rights: &[ControlMessage] = if fds.is_empty() { &[] } else { &rights };
     let socket = raw.stream().as_fd().as_raw_fd();
@@ -336,50 +334,6 @@ fn send(raw: &Raw, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
         MsgFlags::MSG_NOSIGNAL,
         None,
     )
-}
-
-fn hostile_descriptors_leave_nothing_behind() {
-    let server = server().start().unwrap();
-    let mut client = server.connect().unwrap();
-    let before = count(&server, &mut client);
-    let null = null();
-    let rounds = std::env::var("FORKSERVER_HOSTILE")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(500_u32);
-    let mut random = 1_u32;
-    let mut next = move |below: u32| {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (random >> 8) % below
-    };
-    for _ in 0..rounds {
-        let mut raw = Raw::connect(&server);
-        raw.write(&hello_frame(&server));
-        // The welcome: from now on descriptors get through.
-        let _ = crate::processes::readable(raw.stream(), std::time::Duration::from_millis(1));
-        let sent = vec![null.as_raw_fd(); [0, 1, 2, 3, 20, 253][next(6) as usize]];
-        let declared = [sent.len() as u8, next(4) as u8][next(2) as usize];
-        let mut bytes = call_frame(1, "swallow", &[declared.min(3), 0, 1, 2]);
-        bytes[1] = declared;
-        let cut = next(bytes.len() as u32 + 1) as usize;
-        match next(3) {
-            // The descriptors come with the frame, cut somewhere.
-            0 => drop((
-                send(&raw, &bytes[..cut.max(1)], &sent),
-                send(&raw, &bytes[cut.max(1).min(bytes.len())..], &[]),
-            )),
-            // They come with a later part of it.
-            1 => drop((
-                send(&raw, &bytes[..cut], &[]),
-                send(&raw, &bytes[cut..], &sent),
-            )),
-            // They come twice.
-            _ => drop((send(&raw, &bytes, &sent), send(&raw, &bytes, &sent))),
-        }
-        raw.finish_writing();
-        raw.read_to_end();
-    }
-    settles(&server, &mut client, before);
 }
 
 fn descriptors_before_the_password_are_refused() {
@@ -418,16 +372,8 @@ fn descriptors_before_the_password_are_refused() {
 }
 
 fn near_the_limit_of_descriptors_nothing_is_lost() {
-    let definition = server().initialize(|_| {
-        // Eight free numbers: for connections, and a few descriptors.
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let used: Vec<u64> = descriptors("self")
-            .iter()
-            .map(|(n, _)| n.parse().unwrap())
-            .collect();
-        let limit = (0..).filter(|n| !used.contains(n)).nth(8).unwrap();
-        Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?)
-    });
+    // For connections, and a few descriptors.
+    let definition = server().initialize(|_| Ok(leave_descriptors_free(8)?));
     let server = definition.start().unwrap();
     let mut client = Client::connect(server.address()).unwrap();
     let before = count(&server, &mut client);

@@ -1,6 +1,7 @@
 //! The runner: runs this program once more for each test, and looks at what the test leaves behind.
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -104,6 +105,18 @@ impl Snapshot {
                 .count(),
         }
     }
+}
+
+/// Lowers the limit of descriptors, so that this process can have so many more.
+pub fn leave_descriptors_free(free: usize) -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let used: Vec<u64> = descriptors("self")
+        .iter()
+        .map(|(n, _)| n.parse().expect("a number"))
+        .collect();
+    let mut unused = (0..).filter(|n| !used.contains(n));
+    let limit = unused.nth(free).expect("there is always another number");
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard)
 }
 
 /// Numbers and targets of a process's descriptors, without the one that is open in order to look.

@@ -1,7 +1,7 @@
 //! Whatever a stranger sends: the server answers the next call, and has lost nothing.
 
 use crate::lifecycle::echo;
-use forkserver::{Bytes, CallError, Client, Limits, Server, ServerHandle};
+use forkserver::{Bytes, CallError, Client, Delivery, Limits, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -26,6 +26,12 @@ crate::tests![
 /// A connection without manners.
 pub struct Raw(UnixStream);
 
+impl From<UnixStream> for Raw {
+    fn from(stream: UnixStream) -> Raw {
+        Raw(stream)
+    }
+}
+
 impl Raw {
     pub fn connect(server: &ServerHandle) -> Raw {
         let stream = UnixStream::connect(server.address().path()).expect("a connection");
@@ -33,6 +39,19 @@ impl Raw {
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         Raw(stream)
+    }
+
+    /// A connection that has been told that it may send descriptors.
+    pub fn welcomed(server: &ServerHandle) -> Raw {
+        let mut raw = Raw::connect(server);
+        let mut hello = hello_frame(server);
+        // Descriptors, and a welcome at once.
+        hello[18] = 3;
+        raw.write(&hello);
+        let mut welcome = [0; 24];
+        raw.0.read_exact(&mut welcome).unwrap();
+        assert_eq!((welcome[0], welcome[14]), (2, 1), "{welcome:?}");
+        raw
     }
 
     /// A server that hangs up early is no mistake of the test.
@@ -87,7 +106,7 @@ pub fn call_frame(id: u32, name: &str, args: &[u8]) -> Vec<u8> {
     )
 }
 
-fn still_answers(server: &ServerHandle) {
+pub fn still_answers(server: &ServerHandle) {
     let mut client = server.connect().unwrap();
     assert_eq!(client.call::<_, String>("echo", "alive").unwrap(), "alive");
 }
@@ -301,9 +320,14 @@ fn a_huge_length_costs_nothing() {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Tree {
+pub enum Tree {
     Leaf,
     Node(Box<Tree>),
+}
+
+/// An enum in an enum: the leaf is on the level behind this.
+pub fn tree(depth: usize) -> Tree {
+    (0..depth).fold(Tree::Leaf, |tree, _| Tree::Node(Box::new(tree)))
 }
 
 fn what_kills_plain_bincode_is_refused_quickly() {
@@ -401,16 +425,18 @@ fn limits_of_values_hold_at_the_limit_and_one_beyond() {
         .unwrap();
     let mut client = server.connect().unwrap();
     let refused = |result: Result<usize, CallError>, limit: &str| {
-        let text = result.unwrap_err().to_string();
-        assert!(text.contains(limit), "{text}");
+        let err = result.unwrap_err();
+        assert_eq!(err.delivery(), Delivery::NotSent);
+        assert!(
+            matches!(&err, CallError::TypeMismatch { reason, .. } if reason.contains(limit)),
+            "{err}"
+        );
     };
     assert_eq!(
         client.call::<_, usize>("bytes", &vec![0_u8; 100]).unwrap(),
         100
     );
     refused(client.call("bytes", &vec![0_u8; 101]), "max_elements, 100");
-    // An enum in an enum: two levels for each node.
-    let tree = |depth| (0..depth).fold(Tree::Leaf, |tree, _| Tree::Node(Box::new(tree)));
     client.call::<_, ()>("tree", &tree(9)).unwrap();
     refused(
         client.call::<_, ()>("tree", &tree(10)).map(|()| 0),

@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::incompatible_msrv)]
 
+mod abuse;
 mod auth;
 mod batches;
 mod calls;
@@ -23,6 +24,7 @@ mod harness;
 mod hostile;
 mod inherit;
 mod lifecycle;
+mod limits;
 mod processes;
 mod signals;
 mod sockets;
@@ -32,6 +34,7 @@ mod types;
 
 fn main() {
     let tests = [
+        abuse::TESTS,
         auth::TESTS,
         batches::TESTS,
         calls::TESTS,
@@ -43,6 +46,7 @@ fn main() {
         hostile::TESTS,
         inherit::TESTS,
         lifecycle::TESTS,
+        limits::TESTS,
         signals::TESTS,
         sockets::TESTS,
         streams::TESTS,

@@ -34,6 +34,11 @@ impl Test {
         let _ = self.go.read(&mut [0]);
     }
 
+    /// Whether [`Helper::go`], or the end, comes within the time.
+    pub fn may_go(&self, within: Duration) -> bool {
+        readable(&self.go, within)
+    }
+
     /// Waits for [`Helper::go`].
     pub fn wait_for_go(&mut self) {
         self.go.read_exact(&mut [0]).expect("the test says go");
@@ -130,7 +135,12 @@ impl Watched {
     }
 
     pub fn is_alive(&self) -> bool {
-        !readable(&self.pidfd, Duration::ZERO)
+        self.lives_on_for(Duration::ZERO)
+    }
+
+    /// Whether the process is still there after a while; `false` at once when it ends.
+    pub fn lives_on_for(&self, time: Duration) -> bool {
+        !readable(&self.pidfd, time)
     }
 
     /// Takes the status of an orphan that has become ours.
