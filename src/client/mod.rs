@@ -217,7 +217,7 @@ impl Client {
     pub fn flush(&mut self) -> Result<(), CallError> {
         self.check()?;
         let deadline = self.deadline();
-        while self.session.outbox.queued() > 0 && !self.deaf {
+        while (self.session.outbox.queued() > 0 || self.session.holds_calls()) && !self.deaf {
             if let Some((id, answer)) = self.step(deadline)? {
                 self.begun.keep(id, answer);
             }

@@ -257,11 +257,12 @@ impl Drop for Entry {
         let connections = &self.connections;
         let mut state = connections.lock();
         self.set_dedicated(&mut state, false);
-        // With it goes the last share in the socket.
-        let crowded_out = state
-            .live
-            .remove(&self.id)
-            .is_some_and(|live| live.crowded_out);
+        let gone = state.live.remove(&self.id);
+        drop(state);
+        // With it goes the last share in the socket, and what is unread in that, which may linger for as long as a
+        // client likes: nobody else must wait with us.
+        let crowded_out = gone.is_some_and(|live| live.crowded_out);
+        let mut state = connections.lock();
         connections.control.gate().left();
         state.strangers.remove(&self.id);
         if state.draining && state.live.len() == state.dedicated {

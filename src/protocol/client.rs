@@ -141,6 +141,11 @@ impl ClientSession {
         }
     }
 
+    /// Whether calls wait for the welcome, because of descriptors.
+    pub(crate) fn holds_calls(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     pub(crate) fn is_welcome(&self) -> bool {
         matches!(self.hello, Greeting::Welcomed { .. })
     }

@@ -199,6 +199,9 @@ impl<'a, S: Serializer> Serializer for TypedSerializer<'a, S> {
         index: u32,
         variant: &'static str,
     ) -> Result<S::Ok, S::Error> {
+        // For the receiver an enum has parts, whatever its variant.
+        self.encoding.descend()?;
+        self.encoding.ascend();
         self.encoding.shape.variant(variant);
         self.encoding.shape.product(0);
         self.inner.serialize_unit_variant(name, index, variant)
