@@ -24,6 +24,7 @@ crate::tests![
     hostile_descriptors_near_the_limit_leave_nothing_behind,
     a_socket_that_lingers_in_a_handler_stalls_nobody,
     a_socket_that_lingers_in_a_refused_frame_stalls_nobody,
+    a_socket_that_lingers_unread_stalls_nobody,
     whoever_flips_flags_of_shared_descriptors_stalls_nobody,
     descriptors_in_circles_stall_nobody_and_are_all_closed,
 ];
@@ -434,9 +435,10 @@ impl Holding {
 
     /// While a call is in progress, something with a socket that lingers comes after it on the same connection.
     /// It is the server who closes that socket, once the call may go on.
-    fn send_lingering_behind_a_call(&mut self) -> (Raw, TcpStream) {
+    fn send_lingering_behind_a_call(&mut self, last: bool) -> (Raw, TcpStream) {
         let mut raw = Raw::welcomed(&self.server);
-        raw.write(&frame(4, 0, 0, 1, b"\x04hold\x00"));
+        let flags = if last { 4 } else { 0 };
+        raw.write(&frame(4, 0, flags, 1, b"\x04hold\x00"));
         self.are_entered(1);
         let (socket, other) = lingering();
         // Two descriptors are announced, and one comes.
@@ -475,7 +477,16 @@ fn a_socket_that_lingers_in_a_handler_stalls_nobody() {
 fn a_socket_that_lingers_in_a_refused_frame_stalls_nobody() {
     let mut holding = holding(Limits::default());
     let before = at_rest(&holding.server);
-    let sent = holding.send_lingering_behind_a_call();
+    let sent = holding.send_lingering_behind_a_call(false);
+    holding.nobody_waits_after(before, |holding| holding.let_go(1));
+    drop(sent);
+}
+
+fn a_socket_that_lingers_unread_stalls_nobody() {
+    let mut holding = holding(Limits::default());
+    let before = at_rest(&holding.server);
+    // Behind the last call the server reads nothing: the socket is closed together with the connection.
+    let sent = holding.send_lingering_behind_a_call(true);
     holding.nobody_waits_after(before, |holding| holding.let_go(1));
     drop(sent);
 }

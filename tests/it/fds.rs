@@ -25,6 +25,7 @@ crate::tests![
     descriptors_before_the_password_are_refused,
     near_the_limit_of_descriptors_nothing_is_lost,
     an_unfinished_frame_brings_no_more_descriptors,
+    a_flush_sends_a_first_call_that_has_descriptors,
 ];
 
 /// How many descriptors the server has. A call goes first: what was closed before it is closed.
@@ -415,4 +416,19 @@ fn an_unfinished_frame_brings_no_more_descriptors() {
     assert!(raw.read_to_end().len() > 24, "it is told why");
     drop(raw);
     settles(&server, &mut client, before);
+}
+
+fn a_flush_sends_a_first_call_that_has_descriptors() {
+    let (entered, enter) = std::io::pipe().unwrap();
+    let server = Server::new()
+        .keep_fd(&enter)
+        .handle("tell", move |_, _: Fd| Ok((&enter).write_all(b"!")?))
+        .start()
+        .unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    let pending = client.begin::<_, ()>("tell", &null()).unwrap();
+    client.flush().unwrap();
+    let has_come = crate::processes::readable(&entered, std::time::Duration::from_secs(5));
+    assert!(has_come, "the call waits for a welcome that nobody reads");
+    client.finish(pending).unwrap();
 }

@@ -14,6 +14,7 @@ crate::tests![
     replies_at_the_servers_limit_pass_and_beyond_it_do_not,
     replies_at_the_clients_limit_pass_and_beyond_it_do_not,
     results_within_the_clients_limits_pass_and_beyond_them_do_not,
+    values_are_encoded_to_their_limit_of_depth_and_no_deeper,
     as_many_strangers_as_are_allowed_stay_and_one_more_costs_the_oldest,
     names_are_called_up_to_their_limit,
     passwords_of_both_extreme_lengths_open_and_no_others_can_be_written,
@@ -33,7 +34,8 @@ fn generous(limits: Limits) -> ServerHandle {
         .limits(limits)
         .handle("large", |_, size: usize| Ok(Bytes::from(vec![1; size])))
         .handle("words", |_, count: usize| Ok(vec![0_u64; count]))
-        .handle("tree", |_, depth: usize| Ok(tree(depth)));
+        .handle("tree", |_, depth: usize| Ok(tree(depth)))
+        .handle("take tree", |_, _: Tree| Ok(()));
     definition.start().unwrap()
 }
 
@@ -107,6 +109,27 @@ fn results_within_the_clients_limits_pass_and_beyond_them_do_not() {
     assert_eq!(words(&mut client, 100).unwrap().len(), 100);
     refused(words(&mut client, 101).map(drop), "max_memory allows, 848");
     assert_eq!(words(&mut client, 100).unwrap().len(), 100);
+}
+
+fn values_are_encoded_to_their_limit_of_depth_and_no_deeper() {
+    let shallow = || limits(|limits| limits.max_depth = 10);
+    let server = generous(Limits::default());
+    let mut client = server.connect().unwrap().with_limits(shallow());
+    client.call::<_, ()>("take tree", &tree(9)).unwrap();
+    let err = client.call::<_, ()>("take tree", &tree(10)).unwrap_err();
+    assert!(
+        matches!(&err, CallError::Encode(text) if text.contains("max_depth, 10")),
+        "{err}"
+    );
+    assert_eq!(err.delivery(), Delivery::NotSent);
+    let server = generous(shallow());
+    let mut client = server.connect().unwrap();
+    client.call::<_, Tree>("tree", &9_usize).unwrap();
+    let err = client.call::<_, Tree>("tree", &10_usize).unwrap_err();
+    assert!(
+        matches!(&err, CallError::BadReply(text) if text.contains("max_depth, 10")),
+        "{err}"
+    );
 }
 
 fn as_many_strangers_as_are_allowed_stay_and_one_more_costs_the_oldest() {
