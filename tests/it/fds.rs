@@ -403,8 +403,7 @@ fn an_unfinished_frame_brings_no_more_descriptors() {
     let mut client = server.connect().unwrap();
     let before = count(&server, &mut client);
     let null = null();
-    let mut raw = Raw::connect(&server);
-    raw.write(&hello_frame(&server));
+    let mut raw = Raw::welcomed(&server);
     let many = vec![null.as_raw_fd(); 253];
     let mut bytes = frame(4, 253, 0, 1, &[7; 1000]);
     bytes.truncate(12);
@@ -413,7 +412,7 @@ fn an_unfinished_frame_brings_no_more_descriptors() {
         let _ = send(&raw, &[7], &many);
         assert!(count(&server, &mut client) <= before + 2 * 253 + 1);
     }
-    assert!(raw.read_to_end().len() > 24, "it is told why");
+    assert!(!raw.read_to_end().is_empty(), "it is told why");
     drop(raw);
     settles(&server, &mut client, before);
 }
