@@ -186,7 +186,7 @@ impl Client {
     {
         let idle = self.in_flight == 0;
         let id = self.send(name, args, Form::Call)?;
-        let pending = self.begun.add(id, name);
+        let pending = self.begun.add(id, name, self.deadline());
         if idle || self.session.outbox.queued() > GATHERED {
             self.flush().map_err(|err| self.with_delivery(err, id))?;
         }
@@ -200,14 +200,9 @@ impl Client {
     pub fn finish<R: DeserializeOwned>(&mut self, pending: Pending<R>) -> Result<R, CallError> {
         let answer = match self.begun.take(&pending).ok_or(CallError::NoSuchCall)? {
             Some(answer) => answer,
-            None => {
-                let deadline = self
-                    .timeout
-                    .and_then(|timeout| pending.begun.checked_add(timeout));
-                self.wait(pending.id, deadline)?
-            }
+            None => self.wait(pending.id, pending.deadline)?,
         };
-        self.result(&pending.name, answer)
+        self.result(pending.name(), answer)
     }
 
     /// Sends what has been begun and gathered.

@@ -47,7 +47,7 @@ pub(super) enum Turn {
     /// Something has moved.
     Moved,
     /// A call is to be answered with [`Driver::answer`].
-    Call(Call, Instant),
+    Call(Call),
     /// The client must do something first.
     Waits(Interest),
     /// The session is over.
@@ -119,6 +119,9 @@ impl Driver {
         if self.entry.is_draining() {
             self.session.drain();
         }
+        if let Some(call) = self.session.next_arrived() {
+            return Turn::Call(call);
+        }
         let now = Instant::now();
         match self.session.poll(now) {
             Step::Event(Happening::Authenticated { fds }) => {
@@ -127,7 +130,7 @@ impl Driver {
                 self.entry.authenticated();
                 Turn::Moved
             }
-            Step::Event(Happening::Call(call)) => Turn::Call(call, now),
+            Step::Event(Happening::Call(call)) => Turn::Call(call),
             Step::Transmit => self.transmit(sleep, now),
             Step::Receive => self.receive(sleep),
             Step::Closed => {
@@ -163,7 +166,7 @@ impl Driver {
 
     /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
     /// [`Driver::run_stream`] or [`Driver::refuse`] must follow.
-    pub(super) fn answer(&mut self, call: Call, now: Instant, loans: &Loans) -> Option<StreamTask> {
+    pub(super) fn answer(&mut self, call: Call, loans: &Loans) -> Option<StreamTask> {
         let Site {
             control,
             listener,
@@ -182,7 +185,8 @@ impl Driver {
             ))
         });
         control.gate().call_begins();
-        context.begin_call(call.timeout.and_then(|timeout| now.checked_add(timeout)));
+        let deadline = |timeout| Instant::now().checked_add(timeout);
+        context.begin_call(call.timeout.and_then(deadline));
         let outcome = service.answer(context, call, limits);
         let is_urgent = context.has_deferred();
         if let Some(outbox) = self.loan.as_ref().and_then(|loan| loans.reclaim(loan)) {

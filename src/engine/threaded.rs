@@ -206,11 +206,11 @@ impl Shared {
     }
 
     /// Answers a call, with what waits to be sent in the watchdog's care meanwhile.
-    fn answer(&self, driver: &mut Driver, call: Call, now: Instant) -> Option<StreamTask> {
+    fn answer(&self, driver: &mut Driver, call: Call) -> Option<StreamTask> {
         if driver.lend(&self.loans) && self.crew.wake_watchdog() {
             self.site.control.wake();
         }
-        driver.answer(call, now, &self.loans)
+        driver.answer(call, &self.loans)
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
@@ -301,15 +301,15 @@ impl Shared {
         let (mut calls, mut since) = (0, None);
         loop {
             match driver.turn(self.may_sleep(lead)) {
-                Turn::Call(call, now) => {
+                Turn::Call(call) => {
                     calls += 1;
                     if let (Some(token), true) = (lead, calls > 1) {
                         self.relieve(&self.crew.hand_over(token));
                     }
-                    if let Some(task) = self.answer(&mut driver, call, now) {
+                    if let Some(task) = self.answer(&mut driver, call) {
                         return self.dedicate(driver, task);
                     }
-                    since.get_or_insert(now);
+                    since.get_or_insert_with(Instant::now);
                     if self.in_vain.load(Ordering::Relaxed) > 0 {
                         self.in_vain.store(0, Ordering::Relaxed);
                     }
@@ -395,8 +395,8 @@ impl Shared {
         loop {
             match driver.turn(false) {
                 Turn::Moved => {}
-                Turn::Call(call, now) => {
-                    if let Some(task) = self.answer(&mut driver, call, now) {
+                Turn::Call(call) => {
+                    if let Some(task) = self.answer(&mut driver, call) {
                         return self.dedicate(driver, task);
                     }
                 }

@@ -3,6 +3,8 @@
 //! Invariant: nothing that was received is decoded, and no descriptor is accepted, before the password is right;
 //! a session is a value that any thread may go on with between two calls.
 
+mod batch;
+
 use super::Step;
 use super::ending::Ending;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
@@ -148,33 +150,6 @@ impl ServerSession {
         self.deadline = None;
     }
 
-    /// The answer that was given last leaves before the next call is taken.
-    pub(crate) fn hurry(&mut self) {
-        self.is_urgent = true;
-    }
-
-    /// Whether so much is queued that no call is taken until most of it has left.
-    pub(crate) fn is_pressed(&self) -> bool {
-        self.is_pressed
-    }
-
-    /// What is queued, while a call is being answered: somebody else may send of it. `None`: nothing is.
-    pub(crate) fn lend_outbox(&mut self) -> Option<Outbox> {
-        match self.outbox.queued() {
-            0 => None,
-            _ => Some(std::mem::replace(
-                &mut self.outbox,
-                Outbox::new(Bounds::default()),
-            )),
-        }
-    }
-
-    /// What is left of what was lent.
-    pub(crate) fn take_back(&mut self, outbox: Outbox) {
-        self.outbox = outbox;
-        self.has_left();
-    }
-
     /// The id of the call that is being answered, 0 if none is.
     pub(crate) fn call_id(&self) -> u32 {
         match self.state {
@@ -291,45 +266,68 @@ impl ServerSession {
         Step::Receive
     }
 
+    /// The next call, if it has arrived and nothing must be done before it. [`ServerSession::poll`] would report it
+    /// as well, but needs to know what time it is.
+    pub(crate) fn next_arrived(&mut self) -> Option<Call> {
+        if self.state != State::Ready || self.draining || !self.inbox.has_frame() {
+            return None;
+        }
+        if self.has_output() && !self.may_hold() {
+            return None;
+        }
+        match self.next_call() {
+            Ok(call) => call.map(|call| self.begin(call)),
+            Err(err) => {
+                self.break_off(err);
+                None
+            }
+        }
+    }
+
+    fn begin(&mut self, call: Call) -> Call {
+        self.state = State::Calling {
+            id: call.id,
+            last: call.last,
+        };
+        self.deadline = None;
+        call
+    }
+
     /// One turn of the state `Ready`. `None`: the state has changed, look again.
     fn serve(&mut self, now: Instant) -> Option<Step<Happening>> {
-        let has_output = self.outbox.queued() > 0 && !self.holds_welcome;
-        if has_output && !self.may_hold() {
+        if let Some(call) = self.next_arrived() {
+            return Some(Step::Event(Happening::Call(call)));
+        }
+        if self.state != State::Ready {
+            return None;
+        }
+        if self.has_output() {
             return Some(self.flush(now));
         }
         match self.next_call() {
             Ok(Some(call)) if self.draining => {
-                self.queue(ErrorBody::new(Class::Stopping, vec![]).write(call.id))
+                self.queue(ErrorBody::new(Class::Stopping, vec![]).write(call.id));
+                None
             }
-            Ok(Some(call)) => {
-                self.state = State::Calling {
-                    id: call.id,
-                    last: call.last,
-                };
-                self.deadline = None;
-                return Some(Step::Event(Happening::Call(call)));
+            Ok(Some(call)) => Some(Step::Event(Happening::Call(self.begin(call)))),
+            Ok(None) if self.inbox.is_at_end() => {
+                self.end(match self.draining {
+                    true => Ending::Stopping,
+                    false => Ending::Finished,
+                });
+                None
             }
-            // What came was no call after all.
-            Ok(None) if has_output => return Some(self.flush(now)),
-            Ok(None) if self.inbox.is_at_end() => self.end(if self.draining {
-                Ending::Stopping
-            } else {
-                Ending::Finished
-            }),
-            Ok(None) => return self.wait_for_call(now),
-            Err(err) => self.break_off(err),
+            Ok(None) => self.wait_for_call(now),
+            Err(err) => {
+                self.break_off(err);
+                None
+            }
         }
-        None
     }
 
-    /// Whether the next call can be taken before what is queued has left: so the answers to a batch leave together.
-    fn may_hold(&self) -> bool {
-        let room = self.limits.max_queued.saturating_sub(self.outbox.queued());
-        !self.is_pressed
-            && !self.is_urgent
-            && self.held < self.limits.max_in_flight
-            && room >= HEADER_LEN + self.limits.max_frame
-            && self.inbox.has_frame()
+    /// Whether there is something to be sent that waits for nothing.
+    fn has_output(&self) -> bool {
+        self.outbox.queued() > 0 && !self.holds_welcome
     }
 
     /// Tells the client which rule it broke, and ends.
@@ -383,14 +381,6 @@ impl ServerSession {
         self.has_left();
         if self.phase == Phase::Sending {
             self.deadline = now.checked_add(self.limits.write_timeout);
-        }
-    }
-
-    fn has_left(&mut self) {
-        let queued = self.outbox.queued();
-        self.is_pressed &= queued > self.limits.low_watermark;
-        if queued == 0 {
-            (self.held, self.is_urgent) = (0, false);
         }
     }
 

@@ -18,7 +18,7 @@ const FLOOR: usize = 8 << 20;
 
 /// One value being read.
 pub(super) struct Decoding<'a> {
-    payload: Bytes,
+    payload: &'a Bytes,
     fds: RefCell<Vec<Option<OwnedFd>>>,
     limits: &'a Limits,
     /// How much memory this value may take.
@@ -33,7 +33,7 @@ pub(super) struct Decoding<'a> {
 }
 
 impl<'a> Decoding<'a> {
-    pub(super) fn new(payload: Bytes, fds: Vec<OwnedFd>, limits: &'a Limits) -> Decoding<'a> {
+    pub(super) fn new(payload: &'a Bytes, fds: Vec<OwnedFd>, limits: &'a Limits) -> Decoding<'a> {
         let floor = FLOOR.max(payload.len().saturating_mul(EXPANSION));
         Decoding {
             budget: limits.max_memory.min(floor),

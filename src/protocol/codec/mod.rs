@@ -54,7 +54,7 @@ pub(crate) fn decode<T: DeserializeOwned>(
     limits: &Limits,
 ) -> Result<T, String> {
     let EncodedValue { hash, bytes, fds } = value;
-    let decoding = decoding::Decoding::new(bytes.clone(), fds, limits);
+    let decoding = decoding::Decoding::new(&bytes, fds, limits);
     let whole = Part {
         seed: PhantomData::<T>,
         decoding: &decoding,
