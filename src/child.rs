@@ -6,7 +6,7 @@
 use crate::control::{ControlLine, Order};
 use crate::exit::Exit;
 use crate::sys::pidfd::{PidFd, Status};
-use crate::sys::{process, socket};
+use crate::sys::{poll, process, socket};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
@@ -96,10 +96,22 @@ impl Child {
     }
 
     /// Asks the child to stop; it is killed if it has not within `patience`. See [`Child::kill`] for `grace`.
-    pub(crate) fn stop(self, patience: Duration, grace: Duration) -> io::Result<Option<Exit>> {
+    /// `meanwhile` is done, if there is time, while a child that has let go of its control line ends.
+    pub(crate) fn stop(
+        self,
+        patience: Duration,
+        grace: Duration,
+        meanwhile: impl FnOnce(),
+    ) -> io::Result<Option<Exit>> {
         // A child that is gone already, or deaf, is dealt with below.
         let deadline = Instant::now().checked_add(patience);
         let _ = self.control.send(&Order::Stop { patience }, deadline);
+        if self.exit().is_none() {
+            let (process, line) = (self.pidfd.as_fd(), self.control.as_fd());
+            if let (false, true) = poll::readable_or_hung_up(process, line, deadline)? {
+                meanwhile();
+            }
+        }
         match self.wait(deadline)? {
             Some(exit) => Ok(Some(exit)),
             None => self.kill(grace),

@@ -189,10 +189,7 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::stop`].
     pub fn stop_within(mut self, patience: Duration) -> Result<Exit, StopError> {
-        let grace = self.grace;
-        self.end("stop the server", patience.saturating_add(grace), |child| {
-            child.stop(patience, grace)
-        })
+        self.halt(patience)
     }
 
     /// Kills the server at once.
@@ -201,7 +198,7 @@ impl ServerHandle {
     /// As [`ServerHandle::stop`].
     pub fn kill(mut self) -> Result<Exit, StopError> {
         let grace = self.grace;
-        self.end("kill the server", grace, |child| child.kill(grace))
+        self.end("kill the server", grace, |child, _| child.kill(grace))
     }
 
     /// Gives up this owner's share only: the server lives for as long as somebody else has one.
@@ -228,11 +225,23 @@ impl ServerHandle {
         self.child().wait(Some(Instant::now())).unwrap_or(None)
     }
 
+    fn halt(&mut self, patience: Duration) -> Result<Exit, StopError> {
+        let grace = self.grace;
+        let at_most = patience.saturating_add(grace);
+        self.end("stop the server", at_most, |child, footprint| {
+            child.stop(patience, grace, || {
+                // The last descriptor of a removed directory makes the file system forget it, which takes as long
+                // as the server takes to end.
+                footprint.take_if(|footprint| footprint.is_gone());
+            })
+        })
+    }
+
     fn end(
         &mut self,
         action: &'static str,
         patience: Duration,
-        end: impl FnOnce(Child) -> io::Result<Option<Exit>>,
+        end: impl FnOnce(Child, &mut Option<Footprint>) -> io::Result<Option<Exit>>,
     ) -> Result<Exit, StopError> {
         if !self.is_ours() {
             return Err(StopError::WrongProcess);
@@ -240,7 +249,8 @@ impl ServerHandle {
         let Some(child) = self.child.take() else {
             return Ok(Exit::Unknown);
         };
-        let exit = end(child).map_err(|source| StopError::Io { action, source })?;
+        let exit =
+            end(child, &mut self.footprint).map_err(|source| StopError::Io { action, source })?;
         let exit = exit.ok_or(StopError::StillRunning(patience))?;
         // The server removes its own, unless it was killed.
         if let Some(footprint) = self.footprint.take() {
@@ -273,11 +283,8 @@ fn is_gone(err: &io::Error) -> bool {
 impl Drop for ServerHandle {
     fn drop(&mut self) {
         if self.child.is_some() && self.is_ours() {
-            let grace = self.grace;
             // Whoever wants to know calls `stop`.
-            let _ = self.end("stop the server", PATIENCE, |child| {
-                child.stop(PATIENCE, grace)
-            });
+            let _ = self.halt(PATIENCE);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::lock;
 use crate::sys::file::{self, FileId};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
@@ -59,7 +60,22 @@ impl Footprint {
         }
     }
 
-    /// The same for the server, which has the lock.
+    /// Whether nothing is left that [`Footprint::remove`] would remove: the server has done it.
+    pub(crate) fn is_gone(&self) -> bool {
+        let is_missing = |name| match file::look(&self.directory, name) {
+            Err(err) => err.kind() == ErrorKind::NotFound,
+            Ok(_) => false,
+        };
+        match &self.kind {
+            // A directory can be removed only when it is empty.
+            FootprintKind::Private(_) => {
+                file::look_at(&self.directory).is_ok_and(|info| info.links == 0)
+            }
+            FootprintKind::Locked(lock) => is_missing(&self.name) && is_missing(lock),
+        }
+    }
+
+    /// As [`Footprint::remove`], for the server, which has the lock.
     pub(super) fn remove_own(&self, lock: Option<&OwnedFd>) {
         if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {
             let _ = file::remove_if(&self.directory, &self.name, self.id);

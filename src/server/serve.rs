@@ -62,7 +62,9 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
             run_hook("finalize", hook, &site.control);
         }
     }
-    drop(signals);
+    // First what is ours of the directory, and then the control line: the owner, who sees its end, lets go of the
+    // directory last, and does that while this process ends. What is dropped may hang, but the lifeline is there.
+    drop((signals, site, ties));
     (ending, finished)
 }
 

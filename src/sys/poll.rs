@@ -54,6 +54,23 @@ pub(crate) fn writable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Res
     Ok(polled[0].any().unwrap_or(true))
 }
 
+/// Waits until `fd` is readable or the other end of `line` is closed altogether, and says which.
+pub(crate) fn readable_or_hung_up(
+    fd: BorrowedFd<'_>,
+    line: BorrowedFd<'_>,
+    deadline: Option<Instant>,
+) -> io::Result<(bool, bool)> {
+    let mut polled = [
+        PollFd::new(fd, PollFlags::POLLIN),
+        PollFd::new(line, PollFlags::empty()),
+    ];
+    wait(&mut polled, deadline)?;
+    Ok((
+        polled[0].any().unwrap_or(true),
+        polled[1].any().unwrap_or(true),
+    ))
+}
+
 /// Whether the other end of `fd` is closed altogether (and not only for writing).
 pub(crate) fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(fd, PollFlags::empty())];
