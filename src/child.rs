@@ -6,7 +6,7 @@
 use crate::control::{ControlLine, Order};
 use crate::exit::Exit;
 use crate::sys::pidfd::{PidFd, Status};
-use crate::sys::{poll, process, socket};
+use crate::sys::{fdtable, poll, process, socket};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
@@ -31,6 +31,7 @@ pub(crate) struct Ties {
     lifeline: OwnedFd,
     pub(crate) control: ControlLine,
     owner_ends: [RawFd; 2],
+    inherited: Option<Vec<RawFd>>,
 }
 
 impl Ties {
@@ -43,6 +44,11 @@ impl Ties {
         self.owner_ends
     }
 
+    /// The numbers of all descriptors that were open at the fork, if the parent could tell.
+    pub(crate) fn inherited(&mut self) -> Option<Vec<RawFd>> {
+        self.inherited.take()
+    }
+
     pub(crate) fn descriptors(&self) -> [RawFd; 2] {
         [self.lifeline.as_raw_fd(), self.control.as_fd().as_raw_fd()]
     }
@@ -51,17 +57,26 @@ impl Ties {
 impl Child {
     /// Forks a child that runs `body` and ends with the status it returns. It begins with all signals blocked
     /// and all descriptors inherited, the parent's ends of the new lines among them: `body` must poison them.
-    pub(crate) fn spawn(body: impl FnOnce(Ties) -> i32) -> io::Result<Child> {
+    ///
+    /// A parent that is `alone`, because it has one thread only, says which descriptors there are: it has looked
+    /// into `/proc` before, while the kernel would have to make all its entries anew for the child, and remove them.
+    pub(crate) fn spawn(alone: bool, body: impl FnOnce(Ties) -> i32) -> io::Result<Child> {
         reap_released();
         let (lifeline_end, lifeline) = socket::pipe()?;
         let (control_end, control) = ControlLine::pair()?;
         let owner_ends = [lifeline.as_raw_fd(), control.as_fd().as_raw_fd()];
-        let ties = Ties {
+        let mut ties = Ties {
             lifeline: lifeline_end,
             control: control_end,
             owner_ends,
+            inherited: None,
         };
-        let (pid, pidfd) = process::fork(|| body(ties))?;
+        // If it cannot tell, the child looks for itself.
+        let look = || alone.then(|| fdtable::open_descriptors().ok()).flatten();
+        let (pid, pidfd) = process::fork(look, |inherited| {
+            ties.inherited = inherited;
+            body(ties)
+        })?;
         Ok(Child {
             pid,
             pidfd,

@@ -267,7 +267,7 @@ impl Server {
     pub fn start(&self) -> Result<ServerHandle, StartError> {
         match process::other_threads(THREAD_PATIENCE) {
             Some(threads) => Err(StartError::MultiThreaded { threads }),
-            None => self.fork(),
+            None => self.fork(true),
         }
     }
 
@@ -284,7 +284,7 @@ impl Server {
         reason = "the caller must promise something; the operation itself is in `sys`"
     )]
     pub unsafe fn start_unchecked(&self) -> Result<ServerHandle, StartError> {
-        self.fork()
+        self.fork(false)
     }
 
     /// Serves in this process, until a handler or hook calls [`Control::stop`] or INT or TERM comes. Signals are
@@ -298,7 +298,8 @@ impl Server {
         setup::run_here(self, bound)
     }
 
-    fn fork(&self) -> Result<ServerHandle, StartError> {
+    /// `alone`: this process has no other threads.
+    fn fork(&self, alone: bool) -> Result<ServerHandle, StartError> {
         self.check()?;
         for hook in &self.before_fork {
             hook().map_err(|fault| StartError::Hook {
@@ -313,7 +314,7 @@ impl Server {
         let standard = fdtable::occupy_standard().start("open /dev/null")?;
         let (bound, footprint) = listener.bind()?;
         let (path, password) = (bound.path.clone(), (*bound.password).clone());
-        let child = Child::spawn(|ties| setup::serve_as_child(self, bound, ties));
+        let child = Child::spawn(alone, |ties| setup::serve_as_child(self, bound, ties));
         drop(standard);
         let child = child
             .start("fork")

@@ -22,8 +22,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// The body of a forked server.
-pub(super) fn serve_as_child(server: &Server, bound: Bound, ties: Ties) -> i32 {
-    let serving = match become_server(server, &bound, &ties)
+pub(super) fn serve_as_child(server: &Server, bound: Bound, mut ties: Ties) -> i32 {
+    let serving = match become_server(server, &bound, &mut ties)
         .and_then(|signals| prepare(server, bound, signals))
     {
         Ok(serving) => serving,
@@ -58,7 +58,7 @@ pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError
 }
 
 /// What a forked copy of the owner does to be its own process, in this order.
-fn become_server(server: &Server, bound: &Bound, ties: &Ties) -> Result<Signals, Failure> {
+fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Signals, Failure> {
     signal::reset_all();
     let signals = at("signals", Signals::take_over(&server.handled_signals()))?;
     at("signals", signal::clear_mask())?;
@@ -76,7 +76,10 @@ fn become_server(server: &Server, bound: &Bound, ties: &Ties) -> Result<Signals,
         .into_iter()
         .filter(|fd| !ties.owner_ends().contains(fd));
     let keep: Vec<RawFd> = keep.chain(bound.descriptors()).collect();
-    at("descriptors", fdtable::poison_except(&keep))?;
+    at(
+        "descriptors",
+        fdtable::poison_except(&keep, ties.inherited()),
+    )?;
     at(
         "dead-man switch",
         deadman::arm(ties.lifeline(), server.grace),

@@ -12,8 +12,8 @@ use nix::sys::stat::Mode;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Poisons every descriptor but 0, 1, 2 and those in `keep`.
-pub(crate) fn poison_except(keep: &[RawFd]) -> io::Result<()> {
+/// Poisons every descriptor but 0, 1, 2 and those in `keep`. `open` are all that can be open, if that is known.
+pub(crate) fn poison_except(keep: &[RawFd], open: Option<Vec<RawFd>>) -> io::Result<()> {
     let poison = poison()?;
     // A number above the soft limit can be open, but nothing can be put in its place.
     let limit = limit()?;
@@ -21,13 +21,15 @@ pub(crate) fn poison_except(keep: &[RawFd]) -> io::Result<()> {
         rlim_cur: limit.rlim_max,
         ..limit
     })?;
-    let result = poison_all(&poison, keep);
+    let result = open
+        .map_or_else(open_descriptors, Ok)
+        .and_then(|open| poison_all(&poison, keep, &open));
     set_limit(limit)?;
     result
 }
 
-fn poison_all(poison: &OwnedFd, keep: &[RawFd]) -> io::Result<()> {
-    for fd in open_descriptors()? {
+fn poison_all(poison: &OwnedFd, keep: &[RawFd], open: &[RawFd]) -> io::Result<()> {
+    for &fd in open {
         if fd > 2 && !keep.contains(&fd) && fd != poison.as_raw_fd() {
             // SAFETY: both numbers are open; whoever owns `fd` still owns an open descriptor afterwards.
             check(unsafe { libc::dup3(poison.as_raw_fd(), fd, libc::O_CLOEXEC) })?;
@@ -59,7 +61,7 @@ fn poison() -> io::Result<OwnedFd> {
 }
 
 /// The numbers of all open descriptors; without `/proc`, all numbers up to the limit that are open.
-fn open_descriptors() -> io::Result<Vec<RawFd>> {
+pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
         return probe_descriptors();
     };

@@ -20,22 +20,27 @@ use std::time::{Duration, Instant};
 const PANICKED: i32 = 101;
 
 /// Forks. The child runs `body` and ends with the status it returns; all signals are blocked in it until it
-/// decides otherwise, so that no handler of the parent can run there.
+/// decides otherwise, so that no handler of the parent can run there. `body` is told what `look` saw in the parent
+/// when signals were blocked already: with no other threads, nothing changes between the two.
 ///
 /// The caller answers for the process having no other threads, or for `body` being able to live with that.
-pub(crate) fn fork(body: impl FnOnce() -> i32) -> io::Result<(u32, PidFd)> {
+pub(crate) fn fork<T>(
+    look: impl FnOnce() -> T,
+    body: impl FnOnce(T) -> i32,
+) -> io::Result<(u32, PidFd)> {
     // What is buffered would be written twice otherwise. If it cannot be written, that shows at its next use.
     let _ = io::stdout().flush();
     let mask = signal::block_all()?;
+    let seen = look();
     // SAFETY: the child runs `body` only and leaves by `_exit`; the caller has dealt with other threads.
     let result = match unsafe { nix::unistd::fork() } {
-        Ok(ForkResult::Child) => leave(catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(
-            |payload| {
+        Ok(ForkResult::Child) => leave(
+            catch_unwind(AssertUnwindSafe(|| body(seen))).unwrap_or_else(|payload| {
                 // Dropping a payload may panic again.
                 std::mem::forget(payload);
                 PANICKED
-            },
-        )),
+            }),
+        ),
         Ok(ForkResult::Parent { child }) => {
             open_child(child).map(|pidfd| (child.as_raw() as u32, pidfd))
         }
