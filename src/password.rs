@@ -81,6 +81,12 @@ pub struct PasswordError {
     pub length: usize,
 }
 
+/// Makes `rand`'s generator, of which a child then needs a new seed only: what the processor can do is found out
+/// once, and not in each child anew.
+pub(crate) fn prepare_to_reseed() {
+    let _ = rand::rng();
+}
+
 /// Makes `rand`'s generator in this process differ from that of the process it was forked from.
 pub(crate) fn reseed_after_fork() {
     // A failure leaves the generator as it is and shows again at its next use, which reports it.

@@ -16,6 +16,7 @@ use crate::error::Context as _;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::listener::{Footprint, Listener};
+use crate::password;
 use crate::service::{Raw, Service};
 use crate::sys::file::FileId;
 use crate::sys::{fdtable, process};
@@ -311,6 +312,7 @@ impl Server {
             Some((uid, gid)) => self.listener.clone().or_for_user(uid, gid),
             None => self.listener.clone(),
         };
+        password::prepare_to_reseed();
         let standard = fdtable::occupy_standard().start("open /dev/null")?;
         let (bound, footprint) = listener.bind()?;
         let (path, password) = (bound.path.clone(), (*bound.password).clone());
