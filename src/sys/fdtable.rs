@@ -42,6 +42,9 @@ fn poison_all(poison: &OwnedFd, keep: &[RawFd], open: &[RawFd]) -> io::Result<()
 /// what a child inherits, cannot be taken for a standard stream.
 pub(crate) fn occupy_standard() -> io::Result<Vec<OwnedFd>> {
     let mut places = Vec::new();
+    if (0..=2).all(is_open) {
+        return Ok(places);
+    }
     loop {
         let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
         if null.as_raw_fd() > 2 {
