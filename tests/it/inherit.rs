@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 crate::tests![
     descriptors_are_poisoned_and_objects_can_be_dropped,
+    what_was_opened_last_is_poisoned_whoever_looks,
     a_kept_descriptor_is_kept_and_no_other,
     a_port_of_the_owner_is_free_when_the_owner_closes_it,
     a_server_works_where_the_standard_streams_are_closed,
@@ -67,6 +68,45 @@ fn descriptors_are_poisoned_and_objects_can_be_dropped() {
     drop(writer);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "contentbuffered");
     std::fs::remove_file(&path).unwrap();
+}
+
+fn what_was_opened_last_is_poisoned_whoever_looks() {
+    for unchecked in [false, true] {
+        let (last, high) = (Mutex::new(None), 200);
+        let file = File::open("/dev/zero").unwrap();
+        let last = std::sync::Arc::new(last);
+        let opened = std::sync::Arc::clone(&last);
+        let definition = echo()
+            .before_fork(move || {
+                let (file, copy) = (File::open("/dev/zero")?, file.try_clone()?);
+                // SAFETY: nobody else knows the number, which is closed below.
+                assert_eq!(unsafe { nix::libc::dup2(copy.as_raw_fd(), high) }, high);
+                *opened.lock().unwrap() = Some(file);
+                Ok(())
+            })
+            .handle("read", move |_, fd: i32| {
+                let mut byte = [0_u8];
+                // SAFETY: one byte of room, and any number may be tried.
+                let read = unsafe { nix::libc::read(fd, byte.as_mut_ptr().cast(), 1) };
+                let error = std::io::Error::last_os_error().raw_os_error();
+                Ok((read, error == Some(nix::libc::EBADF)))
+            });
+        // A server started before may have made the kernel remember other descriptors.
+        drop(definition.start().unwrap());
+        let server = match unchecked {
+            // SAFETY: the test has one thread.
+            true => unsafe { definition.start_unchecked() }.unwrap(),
+            false => definition.start().unwrap(),
+        };
+        let last = last.lock().unwrap().take().unwrap();
+        let mut client = server.connect().unwrap();
+        for fd in [last.as_raw_fd(), high] {
+            let refused: (isize, bool) = client.call("read", &fd).unwrap();
+            assert_eq!(refused, (-1, true), "{fd}");
+        }
+        // SAFETY: it was made above, and is nobody's.
+        unsafe { nix::libc::close(high) };
+    }
 }
 
 fn a_kept_descriptor_is_kept_and_no_other() {
