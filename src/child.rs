@@ -3,8 +3,9 @@
 //! Invariant: owner to server and monitor to worker are this one type. The lifeline carries nothing, ever; its
 //! end of file means that nobody owns the child any more. Only this child is waited for, and by descriptor.
 
-use crate::control::{ControlLine, Order};
+use crate::control::{ControlLine, Failure, Order, Report};
 use crate::exit::Exit;
+use crate::sys::launch::{self, LaunchError};
 use crate::sys::pidfd::{PidFd, Status};
 use crate::sys::{fdtable, poll, process, socket};
 use std::io;
@@ -49,6 +50,22 @@ impl Ties {
         self.inherited.take()
     }
 
+    /// What a process that was launched by [`Child::launch`] finds; `None` if this one was not.
+    pub(crate) fn inherited_at_launch() -> Option<Ties> {
+        let (lifeline, control) = launch::take_lines()?;
+        Some(Ties {
+            lifeline,
+            control: ControlLine::from_fd(control),
+            owner_ends: [-1; 2],
+            inherited: None,
+        })
+    }
+
+    /// Says why there is no server. An owner that is gone needs no report.
+    pub(crate) fn report_failure(&self, failure: Failure) {
+        let _ = self.control.send(&Report::Failed(failure), None);
+    }
+
     pub(crate) fn descriptors(&self) -> [RawFd; 2] {
         [self.lifeline.as_raw_fd(), self.control.as_fd().as_raw_fd()]
     }
@@ -84,6 +101,31 @@ impl Child {
             control,
             exit: Mutex::new(None),
         })
+    }
+
+    /// Executes this program once more; the copy finds its ends of the lines by [`Ties::inherited_at_launch`].
+    pub(crate) fn launch() -> Result<Child, LaunchError> {
+        reap_released();
+        let failed = |source| LaunchError {
+            stage: launch::Stage::Fork,
+            source,
+        };
+        let (lifeline_end, lifeline) = socket::pipe().map_err(failed)?;
+        let (control_end, control) = ControlLine::pair().map_err(failed)?;
+        let (pid, pidfd) = launch::launch_copy(&lifeline_end, &control_end)?;
+        Ok(Child {
+            pid,
+            pidfd,
+            lifeline,
+            control,
+            exit: Mutex::new(None),
+        })
+    }
+
+    /// Kills a child that failed to start. It has rights of ours only.
+    pub(crate) fn kill_now(&self) {
+        let _ = self.pidfd.signal(crate::Signal::SIGKILL as i32);
+        let _ = self.wait(Instant::now().checked_add(DYING));
     }
 
     /// Another share in the child's life.

@@ -5,16 +5,18 @@
 
 use crate::Fd;
 use crate::gate::Status;
-use crate::limits::{Bounds, Limits};
+use crate::limits::{Bounds, Limits, MAX_FDS};
+use crate::listener::FootprintParts;
 use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
 use crate::protocol::inbox::Inbox;
 use crate::protocol::message::{EncodedValue, write_reply};
 use crate::sys::rights::{self, Rights};
-use crate::sys::{poll, socket};
+use crate::sys::{file, poll, socket};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -43,10 +45,73 @@ pub(crate) enum Request {
 pub(crate) enum Report {
     /// Clients can connect.
     Ready,
+    /// What its owner has to remove if it dies; clients cannot connect yet.
+    Bound(FootprintParts),
+    /// Clients can connect, there.
+    ReadyAt(Place),
     /// It could not be set up, and ends.
     Failed(Failure),
     /// What was asked for has been done.
     Answer { number: u64, status: Status },
+}
+
+/// Where a server is that its owner knows nothing of yet.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// As [`Address::to_fd`](crate::Address::to_fd) makes it.
+    pub(crate) address: Fd,
+    pub(crate) grace: Duration,
+}
+
+/// What a launched process is to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) entry: String,
+    pub(crate) arguments: ArgumentsFile,
+}
+
+/// Arguments of any size, in a file in memory, with their descriptors beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ArgumentsFile {
+    bytes: Fd,
+    hash: u64,
+    fds: Vec<Fd>,
+}
+
+impl ArgumentsFile {
+    pub(crate) fn encode<A: Serialize>(args: &A) -> io::Result<ArgumentsFile> {
+        let (mut frame, slot) = write_reply(0);
+        let hash = codec::encode(args, &mut frame, &Limits::default()).map_err(io::Error::other)?;
+        slot.fill(&mut frame, hash);
+        let fds: Vec<Fd> = std::mem::take(&mut frame.fds)
+            .into_iter()
+            .map(Fd::from_shared)
+            .collect();
+        let mut file = File::from(file::memory_file(c"forkserver arguments")?);
+        frame
+            .value_parts()
+            .try_for_each(|part| file.write_all(part))?;
+        file.rewind()?;
+        Ok(ArgumentsFile {
+            bytes: file.into(),
+            hash,
+            fds,
+        })
+    }
+
+    pub(crate) fn read(self) -> io::Result<EncodedValue> {
+        let mut bytes = Vec::new();
+        File::from(self.bytes.into_owned()?).read_to_end(&mut bytes)?;
+        Ok(EncodedValue {
+            hash: Some(self.hash),
+            bytes: bytes.into(),
+            fds: self
+                .fds
+                .into_iter()
+                .map(Fd::into_owned)
+                .collect::<io::Result<_>>()?,
+        })
+    }
 }
 
 /// What went wrong in a child before it was ready.
@@ -83,6 +148,11 @@ impl ControlLine {
         Ok((ControlLine(a), ControlLine(b)))
     }
 
+    /// An end that was inherited.
+    pub(crate) fn from_fd(fd: OwnedFd) -> ControlLine {
+        ControlLine(fd)
+    }
+
     /// Sends a message, and waits until the deadline for room: the other side may be slow to read.
     ///
     /// # Errors
@@ -96,7 +166,7 @@ impl ControlLine {
         let value =
             codec::encode(message, &mut frame, &Limits::default()).map_err(io::Error::other)?;
         hash.fill(&mut frame, value);
-        let frame = frame.seal(MAX_MESSAGE, 1).map_err(io::Error::other)?;
+        let frame = frame.seal(MAX_MESSAGE, MAX_FDS).map_err(io::Error::other)?;
         loop {
             match rights::send(&self.0, &[IoSlice::new(&frame.buf)], &frame.fds, true) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
@@ -121,7 +191,7 @@ impl ControlLine {
         }
         let mut inbox = Inbox::new(Bounds {
             max_frame: MAX_MESSAGE,
-            max_fds: 1,
+            max_fds: MAX_FDS,
             max_queued: 0,
         });
         let buffer = inbox.receive_buffer();

@@ -49,11 +49,18 @@ pub enum StartError {
     /// This process has other threads, and a forked copy of it could wait for ever for locks that they hold.
     #[error(
         "this process has {threads} threads, and only a process with one can be forked: \
-         start the server first thing in main, before anything starts threads"
+         start the server first thing in main, or declare it as an `Entry`, call `forkserver::init` first thing in \
+         main, and start the entry, which works with threads"
     )]
     MultiThreaded {
         /// How many, as far as `/proc` tells; at least 2.
         threads: usize,
+    },
+    /// The entry cannot be launched: [`init`](crate::init) has not been called in this process, or does not list it.
+    #[error("`forkserver::init` must be called first thing in main, and list the entry {entry:?}")]
+    NotInitialised {
+        /// Its name.
+        entry: &'static str,
     },
     /// A live server has this path, or something that is not ours to remove is there.
     #[error("{} is in use: {reason}", path.display())]

@@ -58,6 +58,7 @@ mod connection;
 mod context;
 mod control;
 mod engine;
+mod entry;
 mod error;
 mod event;
 mod exit;
@@ -80,6 +81,7 @@ pub use bytes::Bytes;
 pub use channel::{Channel, End, ReceiveHalf, SendHalf, Served, StopToken};
 pub use client::{Client, Pending};
 pub use context::{Context, Control, Peer};
+pub use entry::{AnyEntry, Entry, init};
 pub use error::{
     CallError, ConnectError, ControlError, Delivery, Error, Result, StartError, StopError,
     StopReason, StreamError,

@@ -3,7 +3,9 @@
 //! Invariant: nothing is removed but what still is the file that we made.
 
 use super::lock;
+use crate::Fd;
 use crate::sys::file::{self, FileId};
+use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ pub(crate) struct Footprint {
     pub(super) kind: FootprintKind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum FootprintKind {
     /// The directory, at this path, is ours too.
     Private(PathBuf),
@@ -26,7 +28,44 @@ pub(super) enum FootprintKind {
     Locked(PathBuf),
 }
 
+/// A footprint on its way to the owner of a launched server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FootprintParts {
+    directory: Fd,
+    name: PathBuf,
+    id: (u64, u64, i64),
+    kind: FootprintKind,
+}
+
 impl Footprint {
+    pub(crate) fn into_parts(self) -> FootprintParts {
+        let FileId {
+            device,
+            inode,
+            modified,
+        } = self.id;
+        FootprintParts {
+            directory: Fd::from(self.directory),
+            name: self.name,
+            id: (device, inode, modified),
+            kind: self.kind,
+        }
+    }
+
+    pub(crate) fn from_parts(parts: FootprintParts) -> std::io::Result<Footprint> {
+        let (device, inode, modified) = parts.id;
+        Ok(Footprint {
+            directory: parts.directory.into_owned()?,
+            name: parts.name,
+            id: FileId {
+                device,
+                inode,
+                modified,
+            },
+            kind: parts.kind,
+        })
+    }
+
     pub(super) fn try_clone(&self) -> std::io::Result<Footprint> {
         let Footprint { name, id, kind, .. } = self;
         Ok(Footprint {

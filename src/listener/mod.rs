@@ -6,8 +6,8 @@
 mod footprint;
 mod lock;
 
-pub(crate) use self::footprint::Footprint;
 use self::footprint::FootprintKind;
+pub(crate) use self::footprint::{Footprint, FootprintParts};
 use self::lock::Lock;
 use crate::StartError;
 use crate::error::Context as _;

@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// Bytes in a header: kind, number of descriptors, flags, call id, payload length.
 pub(crate) const HEADER_LEN: usize = 12;
 
+/// Bytes in the hash of a value's types.
+pub(crate) const HASH_LEN: usize = 8;
+
 /// What a frame is. The numbers are the wire's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -169,6 +172,20 @@ impl Outgoing {
                 .iter()
                 .map(|(_, piece)| piece.len())
                 .sum::<usize>()
+    }
+
+    /// What was written behind the header and the hash, in order.
+    pub(crate) fn value_parts(&self) -> impl Iterator<Item = &[u8]> {
+        let mut at = HEADER_LEN + HASH_LEN;
+        let pieces = self.pieces.iter().flat_map(move |(place, piece)| {
+            let before = &self.buf[std::mem::replace(&mut at, *place)..*place];
+            [before, piece.as_ref()]
+        });
+        let last = self
+            .pieces
+            .last()
+            .map_or(HEADER_LEN + HASH_LEN, |(place, _)| *place);
+        pieces.chain([&self.buf[last..]])
     }
 
     /// Fills the header in; what is too large for the receiver is refused here, before a byte of it leaves.

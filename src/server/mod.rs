@@ -3,6 +3,7 @@
 //! Invariant: a definition is a value that nothing changes; each start makes a new server from it. One that runs
 //! is another type, [`ServerHandle`].
 
+mod launched;
 mod own_process;
 mod serve;
 mod setup;
@@ -11,7 +12,6 @@ use crate::address::Identity;
 use crate::channel::Channel;
 use crate::child::Child;
 use crate::context::{Context, Control};
-use crate::control::Report;
 use crate::error::Context as _;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
@@ -24,7 +24,6 @@ use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
-use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -308,13 +307,9 @@ impl Server {
                 message: fault.text(),
             })?;
         }
-        let listener = match self.become_user {
-            Some((uid, gid)) => self.listener.clone().or_for_user(uid, gid),
-            None => self.listener.clone(),
-        };
         password::prepare_to_reseed();
         let standard = fdtable::occupy_standard().start("open /dev/null")?;
-        let (bound, footprint) = listener.bind()?;
+        let (bound, footprint) = self.listener().bind()?;
         let (path, password) = (bound.path.clone(), (*bound.password).clone());
         let child = Child::spawn(alone, |ties| setup::serve_as_child(self, bound, ties));
         drop(standard);
@@ -327,8 +322,9 @@ impl Server {
             uid,
             inode: child.identity(),
         };
-        match self.wait_until_ready(&child) {
-            Ok(()) => Ok(ServerHandle::new(
+        let deadline = Instant::now().checked_add(self.start_timeout);
+        match setup::next_report(&child, self.start_timeout, deadline) {
+            Ok(_) => Ok(ServerHandle::new(
                 child,
                 Address {
                     path,
@@ -344,6 +340,14 @@ impl Server {
                 clean_up(footprint.as_ref());
                 Err(err)
             }
+        }
+    }
+
+    /// Its listener, which must be of use to the user that the server becomes.
+    fn listener(&self) -> Listener {
+        match self.become_user {
+            Some((uid, gid)) => self.listener.clone().or_for_user(uid, gid),
+            None => self.listener.clone(),
         }
     }
 
@@ -379,23 +383,6 @@ impl Server {
         numbers.sort_unstable();
         numbers.dedup();
         numbers
-    }
-
-    fn wait_until_ready(&self, child: &Child) -> Result<(), StartError> {
-        let deadline = Instant::now().checked_add(self.start_timeout);
-        match child.control.receive(deadline) {
-            Ok(Some(Report::Ready)) => Ok(()),
-            Ok(Some(Report::Failed(failure))) => Err(failure.into()),
-            Err(err) if err.kind() == io::ErrorKind::TimedOut => {
-                Err(StartError::TimedOut(self.start_timeout))
-            }
-            Ok(None | Some(Report::Answer { .. })) | Err(_) => {
-                let exit = child
-                    .wait(deadline)
-                    .start("wait for the server that failed to start")?;
-                Err(StartError::Died(exit.unwrap_or(Exit::Unknown)))
-            }
-        }
     }
 }
 

@@ -6,11 +6,12 @@
 use super::Server;
 use super::serve::{self, Ending, Serving};
 use crate::address::Identity;
-use crate::child::Ties;
+use crate::child::{Child, Ties};
 use crate::context::{Control, States};
 use crate::control::{Failure, Report};
 use crate::engine::Site;
 use crate::engine::threaded::Threaded;
+use crate::error::Context as _;
 use crate::exit::Exit;
 use crate::listener::Bound;
 use crate::panics::{self, Panicked};
@@ -18,8 +19,10 @@ use crate::password;
 use crate::sys::signal::{self, Signals};
 use crate::sys::{deadman, fdtable, process};
 use crate::{Address, StartError};
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The body of a forked server.
 pub(super) fn serve_as_child(server: &Server, bound: Bound, mut ties: Ties) -> i32 {
@@ -28,13 +31,23 @@ pub(super) fn serve_as_child(server: &Server, bound: Bound, mut ties: Ties) -> i
     {
         Ok(serving) => serving,
         Err(failure) => {
-            // An owner that is gone needs no report.
-            let _ = ties.control.send(&Report::Failed(failure), None);
+            ties.report_failure(failure);
             return 1;
         }
     };
-    // As above: the lifeline tells.
-    let _ = ties.control.send(&Report::Ready, None);
+    serve_to_the_end(server, serving, ties, Report::Ready)
+}
+
+/// Tells the owner that clients can connect, and serves. Returns the exit status.
+pub(super) fn serve_to_the_end(
+    server: &Server,
+    serving: Serving,
+    ties: Ties,
+    report: Report,
+) -> i32 {
+    // An owner that is gone needs no report; the lifeline tells.
+    let _ = ties.control.send(&report, None);
+    drop(report);
     match serve::until_told(server, serving, Some(ties)) {
         (Ending::Signal(signal), _) => {
             process::flush_standard_output(128 + signal);
@@ -59,12 +72,7 @@ pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError
 
 /// What a forked copy of the owner does to be its own process, in this order.
 fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Signals, Failure> {
-    signal::reset_all();
-    let signals = at("signals", Signals::take_over(&server.handled_signals()))?;
-    at("signals", signal::clear_mask())?;
-    if server.own_group {
-        at("process group", process::own_group())?;
-    }
+    let signals = take_signals(server)?;
     let keep = [
         &ties.descriptors()[..],
         &signals.descriptors(),
@@ -80,11 +88,28 @@ fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Sign
         "descriptors",
         fdtable::poison_except(&keep, ties.inherited()),
     )?;
+    password::reseed_after_fork();
+    become_process(server, ties)?;
+    Ok(signals)
+}
+
+/// Makes all signals the server's own, and leaves the owner's process group.
+pub(super) fn take_signals(server: &Server) -> Result<Signals, Failure> {
+    signal::reset_all();
+    let signals = at("signals", Signals::take_over(&server.handled_signals()))?;
+    at("signals", signal::clear_mask())?;
+    if server.own_group {
+        at("process group", process::own_group())?;
+    }
+    Ok(signals)
+}
+
+/// What a process of its own becomes, however it was made.
+pub(super) fn become_process(server: &Server, ties: &Ties) -> Result<(), Failure> {
     at(
         "dead-man switch",
         deadman::arm(ties.lifeline(), server.grace),
     )?;
-    password::reseed_after_fork();
     if let Some(name) = &server.process_name {
         at("process name", process::set_name(name))?;
     }
@@ -97,11 +122,11 @@ fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Sign
     if let Some(mode) = server.umask {
         process::set_umask(mode);
     }
-    Ok(signals)
+    Ok(())
 }
 
 /// Runs the `initialize` hooks, and then lets clients in. If that fails, the socket's file is gone.
-fn prepare(server: &Server, bound: Bound, signals: Signals) -> Result<Serving, Failure> {
+pub(super) fn prepare(server: &Server, bound: Bound, signals: Signals) -> Result<Serving, Failure> {
     let control = initialize(server, &bound).inspect_err(|_| bound.remove_file())?;
     at("listen", bound.listen()).inspect_err(|_| bound.remove_file())?;
     let limits = Arc::clone(&server.limits);
@@ -156,8 +181,27 @@ fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
     Ok(control)
 }
 
-fn at<T>(stage: &str, result: std::io::Result<T>) -> Result<T, Failure> {
+pub(super) fn at<T>(stage: &str, result: std::io::Result<T>) -> Result<T, Failure> {
     result.map_err(|err| Failure::new(stage, err, false))
+}
+
+/// What a server says next while it starts: that clients can connect, or something on the way to that.
+pub(super) fn next_report(
+    child: &Child,
+    timeout: Duration,
+    deadline: Option<Instant>,
+) -> Result<Report, StartError> {
+    match child.control.receive(deadline) {
+        Ok(Some(Report::Failed(failure))) => Err(failure.into()),
+        Ok(Some(report)) => Ok(report),
+        Err(err) if err.kind() == io::ErrorKind::TimedOut => Err(StartError::TimedOut(timeout)),
+        Ok(None) | Err(_) => {
+            let exit = child
+                .wait(deadline)
+                .start("wait for the server that failed to start")?;
+            Err(StartError::Died(exit.unwrap_or(Exit::Unknown)))
+        }
+    }
 }
 
 impl From<Failure> for StartError {

@@ -99,6 +99,15 @@ pub(crate) fn open_file(fd: RawFd) -> Option<FileId> {
     Some(Info::new(&unsafe { stat.assume_init() }).id)
 }
 
+/// What sort of file a number is open for, if it is: `S_IFSOCK` and the like.
+pub(super) fn kind(fd: RawFd) -> Option<libc::mode_t> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: any number may be asked about, and `stat` has room for the answer.
+    check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: fstat succeeded and has filled it in.
+    Some(unsafe { stat.assume_init() }.st_mode & libc::S_IFMT)
+}
+
 fn limit() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

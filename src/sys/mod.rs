@@ -7,6 +7,8 @@ pub(crate) mod deadman;
 pub(crate) mod epoll;
 pub(crate) mod fdtable;
 pub(crate) mod file;
+#[allow(dead_code, reason = "a spawner will use the rest")]
+pub(crate) mod launch;
 pub(crate) mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod process;

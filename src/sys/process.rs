@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The exit status of a child whose body panicked: the one that Rust's own runtime uses.
-const PANICKED: i32 = 101;
+pub(crate) const PANICKED: i32 = 101;
 
 /// Forks. The child runs `body` and ends with the status it returns; all signals are blocked in it until it
 /// decides otherwise, so that no handler of the parent can run there. `body` is told what `look` saw in the parent
@@ -52,7 +52,7 @@ pub(crate) fn fork<T>(
 
 /// A child that cannot be opened cannot be owned either, and must not stay. It has not been reaped, so its
 /// number is still its own.
-fn open_child(pid: Pid) -> io::Result<PidFd> {
+pub(super) fn open_child(pid: Pid) -> io::Result<PidFd> {
     PidFd::open(pid).inspect_err(|_| {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
@@ -161,6 +161,16 @@ pub(crate) fn set_name(name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: the name is a C string, and the kernel copies it.
     check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }).map(drop)
+}
+
+/// Names this process after its command line, as if that had been executed.
+pub(crate) fn take_name_from_command_line() {
+    let program = std::env::args_os().next().map(std::path::PathBuf::from);
+    let name = program.as_deref().and_then(Path::file_name);
+    if let Some(name) = name.and_then(|name| name.to_str()) {
+        // A name is for people who look; without it, all works as well.
+        let _ = set_name(name);
+    }
 }
 
 pub(crate) fn effective_ids() -> (u32, u32) {

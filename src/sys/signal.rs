@@ -66,6 +66,20 @@ pub(crate) fn reset_all() {
     }
 }
 
+/// Gives every signal its default action, in a process that is about to execute a program. Makes bare system calls
+/// only.
+pub(super) fn reset_for_program() {
+    let fixed = |signal: &libc::c_int| {
+        [UNCHANGEABLE, RESERVED_BY_LIBC]
+            .as_flattened()
+            .contains(signal)
+    };
+    for signal in ALL.filter(|signal| !fixed(signal)) {
+        // As above.
+        let _ = set_action(signal, libc::SIG_DFL);
+    }
+}
+
 /// Installs a handler that interrupts no restartable system call.
 pub(super) fn catch(signal: libc::c_int, handler: Handler) -> io::Result<()> {
     set_action(signal, handler as *const () as libc::sighandler_t)

@@ -17,6 +17,7 @@ mod batches;
 mod calls;
 mod death;
 mod engine;
+mod entries;
 mod events;
 mod examples;
 mod fds;
@@ -33,6 +34,7 @@ mod tidy;
 mod types;
 
 fn main() {
+    forkserver::init(entries::ALL);
     let tests = [
         abuse::TESTS,
         auth::TESTS,
@@ -40,6 +42,7 @@ fn main() {
         calls::TESTS,
         death::TESTS,
         engine::TESTS,
+        entries::TESTS,
         events::TESTS,
         examples::TESTS,
         fds::TESTS,

@@ -31,7 +31,7 @@ const FLOORS: [&[&str]; 6] = [
     ],
     &["service"],
     &["engine", "child"],
-    &["server", "handle", "client"],
+    &["server", "handle", "client", "entry"],
 ];
 
 /// What the front door re-exports, as far as modules say `crate::Name`.

@@ -1,0 +1,115 @@
+//! A server in a process that was executed for it.
+//!
+//! Invariant: what a forked server inherits and gets rid of, this one never had; all else is the same, in the same
+//! order.
+
+use super::Server;
+use super::setup;
+use crate::address::{Address, Identity};
+use crate::child::{Child, Ties};
+use crate::control::{Failure, Place, Report};
+use crate::error::Context as _;
+use crate::handle::ServerHandle;
+use crate::listener::Footprint;
+use crate::sys::fdtable;
+use crate::{Exit, Fd, StartError};
+use std::time::{Duration, Instant};
+
+impl Server {
+    /// Serves as the process that was launched for it, and returns its exit status.
+    pub(crate) fn serve_launched(&self, ties: Ties) -> i32 {
+        match self.prepare_launched(&ties) {
+            Ok((serving, report)) => setup::serve_to_the_end(self, serving, ties, report),
+            Err(failure) => {
+                ties.report_failure(failure);
+                1
+            }
+        }
+    }
+
+    fn prepare_launched(&self, ties: &Ties) -> Result<(super::serve::Serving, Report), Failure> {
+        let definition = |err: StartError| Failure::new("definition", err, false);
+        self.check().map_err(definition)?;
+        for hook in &self.before_fork {
+            hook().map_err(|fault| Failure::new("before_fork", fault.text(), true))?;
+        }
+        let standard = setup::at("standard streams", fdtable::occupy_standard())?;
+        let listening = |err: StartError| Failure::new("listener", err, false);
+        let (bound, footprint) = self.listener().bind().map_err(listening)?;
+        drop(standard);
+        if let Some(footprint) = footprint {
+            let report = Report::Bound(footprint.into_parts());
+            // As always: an owner that is gone needs no report.
+            let _ = ties.control.send(&report, None);
+        }
+        let clean_up = |_: &Failure| bound.remove_file();
+        let signals = setup::take_signals(self).inspect_err(clean_up)?;
+        setup::become_process(self, ties).inspect_err(clean_up)?;
+        let serving = setup::prepare(self, bound, signals)?;
+        let address = setup::at("address", serving.site.control.address().to_fd());
+        let place = Place {
+            address: Fd::from(address.inspect_err(|_| serving.site.listener.remove_file())?),
+            grace: self.grace,
+        };
+        Ok((serving, Report::ReadyAt(place)))
+    }
+}
+
+impl ServerHandle {
+    /// The handle of a server that has been launched, once it says where it is.
+    pub(crate) fn of_launched(
+        child: Child,
+        timeout: Duration,
+        deadline: Option<Instant>,
+    ) -> Result<ServerHandle, StartError> {
+        let mut footprint = None;
+        match wait_for_place(&child, timeout, deadline, &mut footprint) {
+            Ok((address, grace)) => Ok(ServerHandle::new(child, address, footprint, grace)),
+            Err(err) => {
+                child.kill_now();
+                if let Some(footprint) = footprint {
+                    footprint.remove();
+                }
+                Err(err)
+            }
+        }
+    }
+}
+
+/// Where the server is, and its grace. What it has put into the file system is in `footprint` as soon as it says so.
+fn wait_for_place(
+    child: &Child,
+    timeout: Duration,
+    deadline: Option<Instant>,
+    footprint: &mut Option<Footprint>,
+) -> Result<(Address, Duration), StartError> {
+    let place = loop {
+        match setup::next_report(child, timeout, deadline)? {
+            Report::Bound(parts) => {
+                let parts = Footprint::from_parts(parts).start("take the server's directory")?;
+                *footprint = Some(parts);
+            }
+            Report::ReadyAt(place) => break place,
+            // No server that is launched says anything else before it is ready.
+            _ => return Err(StartError::Died(Exit::Unknown)),
+        }
+    };
+    let file = place
+        .address
+        .into_owned()
+        .start("take the server's address")?;
+    let address = Address::from_fd(file).map_err(|err| StartError::Child {
+        stage: "address".into(),
+        message: err.to_string(),
+    })?;
+    let identity = Identity {
+        pid: child.pid,
+        inode: child.identity(),
+        ..address.identity
+    };
+    let address = Address {
+        identity,
+        ..address
+    };
+    Ok((address, place.grace))
+}
