@@ -205,7 +205,7 @@ fn listed() -> std::sync::MutexGuard<'static, Vec<&'static str>> {
     LISTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Calls [`init`](crate::init) with these entries before `main`, for test binaries whose `main` is the harness's:
+/// Calls [`init`] with these entries before `main`, for test binaries whose `main` is the harness's:
 ///
 /// ```
 /// use forkserver::{Entry, Server};
