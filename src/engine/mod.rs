@@ -6,6 +6,7 @@ mod acceptance;
 mod connections;
 mod crew;
 mod driver;
+mod living;
 mod loans;
 mod parking;
 pub(crate) mod threaded;

@@ -8,6 +8,7 @@ use super::acceptance::{Acceptance, most_connections};
 use super::connections::{Connections, Left};
 use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
+use super::living::Living;
 use super::loans::Loans;
 use super::parking::{LISTENER, Parking, WAKER};
 use crate::channel::StopToken;
@@ -28,6 +29,8 @@ const PATIENCE: u32 = 2;
 const SWAP: Duration = Duration::from_millis(1);
 /// How often the watchdog looks.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// How long threads may take to end when all connections have.
+const LEAVING: Duration = Duration::from_millis(250);
 
 /// A running engine.
 pub(crate) struct Threaded {
@@ -46,6 +49,7 @@ pub(super) struct Shared {
     in_vain: AtomicU32,
     pub(super) acceptance: Mutex<Acceptance>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    living: Living,
     loans: Loans,
     /// Told to the handlers of streams when the server stops.
     stop: StopToken,
@@ -67,6 +71,7 @@ impl Threaded {
             in_vain: AtomicU32::new(0),
             acceptance: Mutex::default(),
             threads: Mutex::default(),
+            living: Living::default(),
             loans: Loans::default(),
             stop: StopToken::new()?,
             site,
@@ -98,7 +103,8 @@ impl Threaded {
     }
 
     /// Waits until the connections have finished what they had begun, and tells the streams to stop when all
-    /// calls have been answered, or at `tell_at`. `false`: some had not finished by the deadline.
+    /// calls have been answered, or at `tell_at`. `false`: some had not finished by the deadline. Threads that have no
+    /// connection any more have [`LEAVING`] to end.
     pub(crate) fn finish_drain(self, tell_at: Option<Instant>, deadline: Option<Instant>) -> bool {
         let Threaded { shared, watch } = self;
         let has_come = |time: Option<Instant>| time.is_some_and(|time| Instant::now() >= time);
@@ -125,7 +131,10 @@ impl Threaded {
         shared.wake();
         match finished {
             true => {
-                shared.join(|_| true);
+                // Whatever a thread still closes, nobody needs to wait for: it ends with the process, or when it
+                // is through.
+                let through = shared.living.wait_until_none(Instant::now() + LEAVING);
+                shared.join(|thread| through || thread.is_finished());
                 shared.turn_away_all();
             }
             // Those who wait for their clients shall not do so for ever in a process that goes on.
@@ -143,6 +152,11 @@ impl Shared {
     }
 
     fn start_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let life = self.living.begin();
+        let body = move || {
+            let _life = life;
+            body();
+        };
         let thread = thread::Builder::new().name(name.into()).spawn(body)?;
         // Those of streams come and go.
         self.join(JoinHandle::is_finished);
