@@ -25,6 +25,8 @@ crate::tests![
     a_socket_that_lingers_in_a_handler_stalls_nobody,
     a_socket_that_lingers_in_a_refused_frame_stalls_nobody,
     a_socket_that_lingers_unread_stalls_nobody,
+    more_lingering_sockets_than_threads_stall_nobody,
+    a_stop_does_not_wait_for_a_socket_that_lingers,
     whoever_flips_flags_of_shared_descriptors_stalls_nobody,
     descriptors_in_circles_stall_nobody_and_are_all_closed,
 ];
@@ -489,6 +491,41 @@ fn a_socket_that_lingers_unread_stalls_nobody() {
     let sent = holding.send_lingering_behind_a_call(true);
     holding.nobody_waits_after(before, |holding| holding.let_go(1));
     drop(sent);
+}
+
+fn more_lingering_sockets_than_threads_stall_nobody() {
+    let mut limits = Limits::default();
+    limits.max_threads = 4;
+    let holding = holding(limits);
+    let before = at_rest(&holding.server);
+    let (raws, others): (Vec<_>, Vec<_>) = (0..6)
+        .map(|_| {
+            let raw = Raw::welcomed(&holding.server);
+            let (socket, other) = lingering();
+            // Half a frame: the server has the socket, and closes it when the connection ends.
+            let half = &frame(4, 1, 0, 1, &[0; 9])[..20];
+            send(&raw, half, &[socket.as_raw_fd()]).unwrap();
+            (raw, other)
+        })
+        .unzip();
+    holding.nobody_waits_after(before, |_| drop(raws));
+    drop(others);
+}
+
+fn a_stop_does_not_wait_for_a_socket_that_lingers() {
+    for last in [false, true] {
+        let mut holding = holding(Limits::default());
+        let (raw, other) = holding.send_lingering_behind_a_call(last);
+        holding.let_go(1);
+        // The answer comes, and the server goes on to what lingers.
+        assert!(readable(raw.stream(), Duration::from_secs(5)));
+        let begun = Instant::now();
+        assert_eq!(holding.server.stop().unwrap(), Exit::Code(0));
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        holding.bystander.kill();
+        drop(other);
+    }
 }
 
 /// How many descriptors a server has when nobody but its owner has a connection.
