@@ -3,20 +3,22 @@
 //! Invariant: each method is at most one exchange with the kernel that moves data. The only thing a connection
 //! remembers is which timeouts the socket has, because setting them costs a call.
 
+use crate::descriptor::Descriptor;
 use crate::protocol::frame::ProtocolError;
 use crate::protocol::inbox::Inbox;
 use crate::protocol::outbox::Outbox;
+use crate::sys::linger::Socket;
 use crate::sys::rights::{self, Rights};
 use crate::sys::socket;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// One end of a connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Socket>,
     receive_timeout: Option<Duration>,
 }
 
@@ -34,7 +36,7 @@ impl From<io::Error> for ReceiveError {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>) -> Connection {
+    pub(crate) fn new(socket: Arc<Socket>) -> Connection {
         Connection {
             socket,
             receive_timeout: None,
@@ -94,9 +96,15 @@ impl Connection {
         now: bool,
     ) -> Result<bool, ReceiveError> {
         match rights::receive(&self.socket, inbox.receive_buffer(), rights, now) {
-            Ok(received) if received.lost => Err(ReceiveError::Protocol(ProtocolError::LostFds)),
             Ok(received) => {
-                inbox.received(received.len, received.fds);
+                let fds: Vec<_> = received.fds.into_iter().map(Descriptor::from).collect();
+                if received.lost {
+                    return Err(ReceiveError::Protocol(ProtocolError::LostFds));
+                }
+                if received.len == 0 {
+                    self.socket.set_may_hold_rights(false);
+                }
+                inbox.received(received.len, fds);
                 Ok(true)
             }
             Err(err) if is_timeout(&err) || err.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -105,7 +113,7 @@ impl Connection {
     }
 
     /// Another holder of the socket.
-    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+    pub(crate) fn share(&self) -> Arc<Socket> {
         Arc::clone(&self.socket)
     }
 

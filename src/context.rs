@@ -6,12 +6,13 @@ use crate::Address;
 use crate::event::Observer;
 use crate::gate::{Gate, Status};
 use crate::limits::Limits;
+use crate::sys::linger::Socket;
 use crate::sys::poll::{self, Waker};
 use crate::sys::socket::Credentials;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -177,7 +178,7 @@ pub struct Context {
     session_id: u64,
     deadline: Option<Instant>,
     /// A descriptor of the connection, to see whether the client is still there.
-    connection: Arc<OwnedFd>,
+    connection: Arc<Socket>,
     session: HashMap<TypeId, Box<dyn Any + Send>>,
     deferred: Vec<Box<dyn FnOnce() + Send>>,
 }
@@ -188,7 +189,7 @@ impl Context {
         listener: Arc<str>,
         peer: Peer,
         session_id: u64,
-        connection: Arc<OwnedFd>,
+        connection: Arc<Socket>,
     ) -> Context {
         Context {
             control,

@@ -4,6 +4,7 @@
 //! memory.
 
 use crate::Fd;
+use crate::descriptor::Descriptor;
 use crate::gate::Status;
 use crate::limits::{Bounds, Limits, MAX_FDS};
 use crate::listener::FootprintParts;
@@ -108,7 +109,7 @@ impl ArgumentsFile {
             fds: self
                 .fds
                 .into_iter()
-                .map(Fd::into_owned)
+                .map(|fd| fd.into_owned().map(Descriptor::from))
                 .collect::<io::Result<_>>()?,
         })
     }
@@ -203,7 +204,8 @@ impl ControlLine {
                 ProtocolError::LostFds,
             ));
         }
-        inbox.received(received.len, received.fds);
+        let fds = received.fds.into_iter().map(Into::into).collect();
+        inbox.received(received.len, fds);
         if received.len == 0 {
             return Ok(None);
         }

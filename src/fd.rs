@@ -2,6 +2,7 @@
 //!
 //! Invariant: outside our own codec it never becomes a number.
 
+use crate::descriptor::Descriptor;
 use crate::protocol::codec::handover;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::ser::{Error as _, Serializer};
@@ -15,6 +16,10 @@ use std::sync::Arc;
 ///
 /// The receiver gets a descriptor of its own, with `CLOEXEC` set; yours stays open until you drop it.
 ///
+/// In a server that [`Server::start`](crate::Server::start) has forked, to drop one takes milliseconds at most, also
+/// if it is a socket whose other holders want its last `close` to wait (`SO_LINGER`); what is unsent is sent all the
+/// same. What [`Fd::into_owned`] and the conversions give you is closed in the ordinary way, and may wait.
+///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use forkserver::Fd;
@@ -23,7 +28,7 @@ use std::sync::Arc;
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Fd(Arc<OwnedFd>);
+pub struct Fd(Arc<Descriptor>);
 
 impl Fd {
     /// The descriptor itself. If a message that carries it is still waiting to be sent, you get a duplicate.
@@ -31,14 +36,17 @@ impl Fd {
     /// # Errors
     /// The duplicate cannot be made, because the descriptor table is full.
     pub fn into_owned(self) -> io::Result<OwnedFd> {
-        Arc::try_unwrap(self.0).or_else(|shared| shared.try_clone())
+        match Arc::try_unwrap(self.0) {
+            Ok(own) => Ok(own.into_owned()),
+            Err(shared) => shared.as_fd().try_clone_to_owned(),
+        }
     }
 
-    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+    pub(crate) fn share(&self) -> Arc<Descriptor> {
         Arc::clone(&self.0)
     }
 
-    pub(crate) fn from_shared(fd: Arc<OwnedFd>) -> Fd {
+    pub(crate) fn from_shared(fd: Arc<Descriptor>) -> Fd {
         Fd(fd)
     }
 }
@@ -49,7 +57,7 @@ macro_rules! owners {
     ($($owner:ty),*) => {$(
         impl From<$owner> for Fd {
             fn from(owner: $owner) -> Fd {
-                Fd(Arc::new(owner.into()))
+                Fd(Arc::new(OwnedFd::from(owner).into()))
             }
         }
 
@@ -90,7 +98,7 @@ impl AsFd for Fd {
 
 impl AsRawFd for Fd {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -101,7 +109,7 @@ impl Serialize for Fd {
 }
 
 /// What stands in the bytes in the place of a descriptor.
-struct Index<'a>(&'a Arc<OwnedFd>);
+struct Index<'a>(&'a Arc<Descriptor>);
 
 impl Serialize for Index<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -130,7 +138,7 @@ impl<'de> Deserialize<'de> for Fd {
             ) -> Result<Fd, D::Error> {
                 let index = u32::deserialize(deserializer)?;
                 handover::take_fd(index)
-                    .map(Fd::from)
+                    .map(|fd| Fd(Arc::new(fd)))
                     .map_err(D::Error::custom)
             }
         }

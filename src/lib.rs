@@ -57,6 +57,7 @@ mod client;
 mod connection;
 mod context;
 mod control;
+mod descriptor;
 mod engine;
 mod entry;
 mod error;

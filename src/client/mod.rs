@@ -75,7 +75,7 @@ impl Client {
     pub(crate) fn over(connection: OwnedFd, password: Password) -> Client {
         let limits = Limits::default();
         Client {
-            connection: Connection::new(Arc::new(connection)),
+            connection: Connection::new(Arc::new(connection.into())),
             fresh: None,
             session: ClientSession::new(password, limits.bounds()),
             limits,
@@ -249,7 +249,7 @@ impl Client {
         }
         match connect::connect_to(&address) {
             Ok(connection) => {
-                self.connection = Connection::new(Arc::new(connection));
+                self.connection = Connection::new(Arc::new(connection.into()));
                 Ok(())
             }
             Err(ConnectError::Impostor { .. }) => {

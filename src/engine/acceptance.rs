@@ -13,6 +13,7 @@ use crate::protocol::ending::Ending;
 use crate::protocol::message::Denied;
 use crate::protocol::outbox::Outbox;
 use crate::sys::epoll::Interest;
+use crate::sys::linger::Socket;
 use crate::sys::{fdtable, socket};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -96,7 +97,7 @@ impl Shared {
             self.refused(peer, Ending::NotAdmitted);
             return Ok(None);
         }
-        let socket = Arc::new(socket);
+        let socket = Arc::new(Socket::from(socket));
         match self
             .connections
             .enter(&socket, &self.site.listener.name, peer)
@@ -210,11 +211,11 @@ impl Shared {
             let Ok(Some(socket)) = socket::accept(&self.site.listener.socket) else {
                 return;
             };
-            self.turn_away(Arc::new(socket));
+            self.turn_away(Arc::new(Socket::from(socket)));
         }
     }
 
-    fn turn_away(&self, socket: Arc<OwnedFd>) {
+    fn turn_away(&self, socket: Arc<Socket>) {
         let reason = Ending::Stopping;
         let peer = socket::peer_credentials(&*socket).ok().map(Peer::from);
         self.tell(|listener| Event::Refused {

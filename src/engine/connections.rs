@@ -6,9 +6,9 @@
 use crate::context::{Control, Peer};
 use crate::event::{Event, Observer};
 use crate::protocol::ending::Ending;
+use crate::sys::linger::Socket;
 use crate::sys::socket;
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -39,7 +39,7 @@ struct State {
 }
 
 struct Live {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Socket>,
     dedicated: bool,
     /// It had to make room for others.
     crowded_out: bool,
@@ -80,7 +80,7 @@ impl Connections {
     /// Counts a connection in. `None`: the server is stopping.
     pub(crate) fn enter(
         self: &Arc<Connections>,
-        socket: &Arc<OwnedFd>,
+        socket: &Arc<Socket>,
         listener: &Arc<str>,
         peer: Peer,
     ) -> Option<Entry> {

@@ -15,10 +15,10 @@ use crate::protocol::message::{Call, Class, ErrorBody};
 use crate::protocol::server::{Happening, ServerSession};
 use crate::service::{self, Outcome, StreamTask};
 use crate::sys::epoll::Interest;
+use crate::sys::linger::{self, Socket};
 use crate::sys::rights::Rights;
 use crate::sys::socket;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub(super) struct Driver {
     loan: Option<Arc<Loan>>,
     /// What it waits for while it is parked.
     interest: Interest,
+    /// The kernel lets nobody send descriptors before the password was right.
+    refuses_rights: bool,
     /// Counts the connection; the last field, so that it goes after the socket.
     entry: Entry,
 }
@@ -55,14 +57,17 @@ pub(super) enum Turn {
 }
 
 impl Driver {
-    pub(super) fn new(site: Arc<Site>, socket: Arc<OwnedFd>, entry: Entry) -> Box<Driver> {
+    pub(super) fn new(site: Arc<Site>, socket: Arc<Socket>, entry: Entry) -> Box<Driver> {
         let (password, limits) = (
             Arc::clone(&site.listener.password),
             Arc::clone(&site.limits),
         );
         let session = ServerSession::new(password, limits, Instant::now());
+        let refuses_rights = site.listener.refuses_rights();
+        socket.set_may_hold_rights(!refuses_rights);
         let connection = Connection::new(socket);
         Box::new(Driver {
+            refuses_rights,
             site,
             session,
             context: None,
@@ -77,6 +82,9 @@ impl Driver {
     /// The connection is the owner's, who is no stranger and may take its time.
     pub(super) fn is_the_owners(&mut self) {
         self.session.has_time();
+        // It did not come from the listener, which says so.
+        self.refuses_rights = false;
+        self.socket().set_may_hold_rights(true);
         self.entry.is_no_stranger();
     }
 
@@ -84,7 +92,7 @@ impl Driver {
         self.entry.id
     }
 
-    pub(super) fn socket(&self) -> Arc<OwnedFd> {
+    pub(super) fn socket(&self) -> Arc<Socket> {
         self.connection.share()
     }
 
@@ -125,7 +133,12 @@ impl Driver {
         let now = Instant::now();
         match self.session.poll(now) {
             Step::Event(Happening::Authenticated { fds }) => {
-                let allowed = fds && socket::allow_rights(&self.connection, true).is_ok();
+                if !self.refuses_rights {
+                    // They may come at any time. It cannot fail.
+                    let _ = socket::keep_urgent_bytes(&self.connection);
+                }
+                // Who has said already that nothing will follow needs no permission.
+                let allowed = fds && !self.session.inbox.is_next_the_last() && self.allow_rights();
                 self.session.welcome(allowed);
                 self.entry.authenticated();
                 Turn::Moved
@@ -140,6 +153,13 @@ impl Driver {
                 Turn::Over
             }
         }
+    }
+
+    /// Lets the client send descriptors.
+    fn allow_rights(&self) -> bool {
+        self.socket().set_may_hold_rights(true);
+        let kept = socket::keep_urgent_bytes(&self.connection);
+        kept.is_ok() && socket::allow_rights(&self.connection, true).is_ok()
     }
 
     /// Whether what the session was parked for has come after all. Its deadline is then no reason to end it.
@@ -270,11 +290,14 @@ impl Driver {
         } else {
             Rights::Discard
         };
-        let received = match sleep {
-            true => self
-                .connection
-                .receive(&mut self.session.inbox, rights, Some(NAP)),
-            false => self.connection.receive_now(&mut self.session.inbox, rights),
+        let inbox = &mut self.session.inbox;
+        let received = match (sleep, rights) {
+            // The kernel closes what is discarded before it returns.
+            (_, Rights::Discard) if !self.refuses_rights => {
+                linger::interrupted(|| self.connection.receive_now(inbox, rights))
+            }
+            (true, _) => self.connection.receive(inbox, rights, Some(NAP)),
+            (false, _) => self.connection.receive_now(inbox, rights),
         };
         match received {
             Ok(true) => Turn::Moved,

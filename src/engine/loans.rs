@@ -5,7 +5,7 @@
 
 use crate::connection::Connection;
 use crate::protocol::outbox::Outbox;
-use std::os::fd::OwnedFd;
+use crate::sys::linger::Socket;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
@@ -34,7 +34,7 @@ pub(super) struct Loans {
 
 impl Loans {
     /// A place for a session's output, known to the watchdog for as long as somebody has it.
-    pub(super) fn register(&self, socket: Arc<OwnedFd>) -> Arc<Loan> {
+    pub(super) fn register(&self, socket: Arc<Socket>) -> Arc<Loan> {
         let loan = Arc::new(Loan {
             connection: Connection::new(socket),
             lent: Mutex::new(None),

@@ -133,7 +133,7 @@ impl Listener {
             .into_iter()
             .flatten()
             .collect();
-        let bound = Bound {
+        let mut bound = Bound {
             socket,
             path,
             name,
@@ -141,6 +141,7 @@ impl Listener {
             admitted,
             lock,
             footprint,
+            refuses_rights: false,
         };
         match bound.finish() {
             Ok(owners_copy) => Ok((bound, owners_copy)),
@@ -310,20 +311,28 @@ pub(crate) struct Bound {
     pub(crate) admitted: Vec<u32>,
     lock: Option<OwnedFd>,
     footprint: Option<Footprint>,
+    refuses_rights: bool,
 }
 
 impl Bound {
     /// The rest of the socket's set-up, and a copy of the footprint for the owner.
-    fn finish(&self) -> Result<Option<Footprint>, StartError> {
+    fn finish(&mut self) -> Result<Option<Footprint>, StartError> {
         // Descriptors are refused until the password was right. An older kernel cannot refuse them; there, they
         // are discarded on arrival.
-        socket::allow_rights(&self.socket, false).start("refuse descriptors")?;
+        let refused = socket::allow_rights(&self.socket, false).start("refuse descriptors")?;
+        // Who has connected before, to a socket that was handed in, could send them.
+        self.refuses_rights = refused && self.footprint.is_some();
         socket::set_nonblocking(&self.socket).start("set up the socket")?;
         self.footprint
             .as_ref()
             .map(Footprint::try_clone)
             .transpose()
             .start("copy a descriptor")
+    }
+
+    /// Whether the kernel refuses descriptors that are sent before the password.
+    pub(crate) fn refuses_rights(&self) -> bool {
+        self.refuses_rights
     }
 
     /// Lets clients connect. The kernel attests the process that calls this to them.

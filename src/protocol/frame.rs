@@ -2,9 +2,9 @@
 //!
 //! Invariant: bytes from a peer are judged here first, sizes before any memory is set aside for them.
 
+use crate::descriptor::Descriptor;
 use crate::limits::MAX_FDS;
 use bytes::Bytes;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Bytes in a header: kind, number of descriptors, flags, call id, payload length.
@@ -114,7 +114,7 @@ impl Header {
 pub(crate) struct Frame {
     pub(crate) header: Header,
     pub(crate) payload: Bytes,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<Descriptor>,
 }
 
 /// A frame that is being written: the header's place is kept free until its length is known.
@@ -128,7 +128,7 @@ pub(crate) struct Outgoing {
     /// Large byte strings that are sent from where they are: each belongs at that place of `buf`.
     pub(crate) pieces: Vec<(usize, Bytes)>,
     /// Shared with the values they come from, so that sending costs no duplicate.
-    pub(crate) fds: Vec<Arc<OwnedFd>>,
+    pub(crate) fds: Vec<Arc<Descriptor>>,
 }
 
 impl Outgoing {

@@ -3,11 +3,11 @@
 //! Invariant: descriptors stay with the frame that announces them, in order, or the connection ends; received
 //! bytes cost memory only as they arrive, whatever a header announces.
 
-use super::frame::{Frame, HEADER_LEN, Header, ProtocolError};
+use super::frame::{Frame, HEADER_LEN, Header, LAST, ProtocolError, STREAM};
+use crate::descriptor::Descriptor;
 use crate::limits::Bounds;
 use bytes::{Buf, BytesMut};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 
 /// What the first read of a connection makes room for: a password and a small call.
 const FIRST_READ: usize = 256;
@@ -33,7 +33,7 @@ pub(crate) struct Inbox {
 struct Arrival {
     begin: u64,
     end: u64,
-    fds: VecDeque<OwnedFd>,
+    fds: VecDeque<Descriptor>,
 }
 
 impl Inbox {
@@ -68,7 +68,7 @@ impl Inbox {
     }
 
     /// `len` bytes were appended to the buffer and `fds` came with them. No bytes: the peer has finished.
-    pub(crate) fn received(&mut self, len: usize, fds: Vec<OwnedFd>) {
+    pub(crate) fn received(&mut self, len: usize, fds: Vec<Descriptor>) {
         self.eof |= len == 0;
         if !fds.is_empty() {
             let end = self.position + self.bytes.len() as u64;
@@ -96,6 +96,12 @@ impl Inbox {
             Ok(None) => false,
             Err(_) => true,
         }
+    }
+
+    /// Whether a whole frame has been received after which the peer will send nothing, as it says.
+    pub(crate) fn is_next_the_last(&self) -> bool {
+        let is_last = |header: Header| header.flags & (LAST | STREAM) == LAST;
+        self.has_frame() && self.header().ok().flatten().is_some_and(is_last)
     }
 
     /// The peer has finished sending.
@@ -149,7 +155,7 @@ impl Inbox {
         Some(HEADER_LEN + header.len as usize)
     }
 
-    fn take_fds(&mut self, count: usize) -> Result<Vec<OwnedFd>, ProtocolError> {
+    fn take_fds(&mut self, count: usize) -> Result<Vec<Descriptor>, ProtocolError> {
         if count == 0 {
             return Ok(Vec::new());
         }

@@ -3,9 +3,9 @@
 //! Invariant: reading them allocates nothing that the payload itself does not hold.
 
 use super::frame::{DEADLINE, Frame, HASHED, Kind, LAST, Outgoing, ProtocolError, STREAM};
+use crate::descriptor::Descriptor;
 use crate::password::Password;
 use bytes::{Buf, Bytes};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,7 +143,7 @@ pub(crate) enum Form {
 pub(crate) struct EncodedValue {
     pub(crate) hash: Option<u64>,
     pub(crate) bytes: Bytes,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<Descriptor>,
 }
 
 /// Begins a call; its arguments are to be appended, and the hash put where [`HashSlot`] says.
@@ -306,7 +306,7 @@ pub(crate) struct ErrorBody {
     pub(crate) class: Class,
     pub(crate) code: i32,
     pub(crate) texts: Vec<String>,
-    pub(crate) fds: Vec<Arc<OwnedFd>>,
+    pub(crate) fds: Vec<Arc<Descriptor>>,
 }
 
 /// Texts are cut to this length, and their number is bounded, so that an error is never too large to be sent.

@@ -3,11 +3,11 @@
 //! Invariant: descriptors ride on the first byte of their frame; what is queued leaves in order and once.
 
 use super::frame::{HEADER_LEN, Outgoing, ProtocolError};
+use crate::descriptor::Descriptor;
 use crate::limits::Bounds;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Frames up to this size are gathered in one buffer, so that a batch of them leaves in one write.
@@ -31,7 +31,7 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 struct Chunk {
     bytes: ChunkBytes,
-    fds: Vec<Arc<OwnedFd>>,
+    fds: Vec<Arc<Descriptor>>,
 }
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl ChunkBytes {
 pub(crate) struct Transmit<'a> {
     slices: [IoSlice<'a>; MAX_SLICES],
     count: usize,
-    pub(crate) fds: &'a [Arc<OwnedFd>],
+    pub(crate) fds: &'a [Arc<Descriptor>],
 }
 
 impl<'a> Transmit<'a> {
@@ -202,7 +202,7 @@ impl Outbox {
         }
     }
 
-    fn gather(&mut self, buf: Vec<u8>, fds: Vec<Arc<OwnedFd>>) {
+    fn gather(&mut self, buf: Vec<u8>, fds: Vec<Arc<Descriptor>>) {
         if fds.is_empty() && buf.len() <= GATHERED {
             if let Some(Chunk {
                 bytes: ChunkBytes::Gathered(last),
@@ -216,7 +216,7 @@ impl Outbox {
         self.push(ChunkBytes::Gathered(buf), fds);
     }
 
-    fn push(&mut self, bytes: ChunkBytes, fds: Vec<Arc<OwnedFd>>) {
+    fn push(&mut self, bytes: ChunkBytes, fds: Vec<Arc<Descriptor>>) {
         if !bytes.as_slice().is_empty() {
             self.chunks.push_back(Chunk { bytes, fds });
         }

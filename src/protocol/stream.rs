@@ -182,6 +182,7 @@ mod tests {
     use crate::protocol::codec;
     use crate::protocol::frame::ProtocolError;
     use crate::protocol::message::write_item;
+    use std::os::fd::OwnedFd;
 
     fn item(id: u32, text: &str, hashed: bool) -> Outgoing {
         let (mut frame, slot) = write_item(id);
@@ -262,7 +263,7 @@ mod tests {
         let mut output = StreamOut::new(Outbox::new(Limits::default().bounds()), 3, false);
         let mut frame = item(3, "a", true);
         frame.fds.push(std::sync::Arc::new(
-            std::fs::File::open("/dev/null").unwrap().into(),
+            OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into(),
         ));
         let refused = ProtocolError::TooManyFds { count: 1, limit: 0 };
         assert_eq!(output.send(frame), Err(refused));

@@ -10,9 +10,10 @@ use super::message::{Class, Denied, ErrorBody, Form, Hello, write_call, write_re
 use super::outbox::Outbox;
 use super::server::{Happening, ServerSession};
 use crate::Fd;
+use crate::descriptor::Descriptor;
 use crate::limits::{Bounds, Limits};
 use crate::password::Password;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,7 @@ fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
     let fds: Vec<OwnedFd> = transmit
         .fds
         .iter()
-        .map(|fd| fd.try_clone().unwrap())
+        .map(|fd| fd.as_fd().try_clone_to_owned().unwrap())
         .collect();
     from.transmitted(bytes.len());
     feed(to, &bytes, fds);
@@ -56,6 +57,7 @@ fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
 
 fn feed(inbox: &mut Inbox, bytes: &[u8], fds: Vec<OwnedFd>) {
     inbox.receive_buffer().extend_from_slice(bytes);
+    let fds = fds.into_iter().map(Descriptor::from).collect();
     inbox.received(bytes.len(), fds);
 }
 

@@ -290,6 +290,9 @@ impl Server {
     /// Serves in this process, until a handler or hook calls [`Control::stop`] or INT or TERM comes. Signals are
     /// then as they were.
     ///
+    /// The process keeps its signals, so that nothing ends the last `close` of a socket that a client has sent and that
+    /// lingers (`SO_LINGER`): it has a thread for as long as the client likes, also after this has returned.
+    ///
     /// # Errors
     /// As [`Server::start`], but any number of threads is fine.
     pub fn run(&self) -> Result<Exit, StartError> {

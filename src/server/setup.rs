@@ -9,6 +9,7 @@ use crate::address::Identity;
 use crate::child::{Child, Ties};
 use crate::context::{Control, States};
 use crate::control::{Failure, Report};
+use crate::descriptor;
 use crate::engine::Site;
 use crate::engine::threaded::Threaded;
 use crate::error::Context as _;
@@ -17,7 +18,7 @@ use crate::listener::Bound;
 use crate::panics::{self, Panicked};
 use crate::password;
 use crate::sys::signal::{self, Signals};
-use crate::sys::{deadman, fdtable, process};
+use crate::sys::{deadman, fdtable, linger, process};
 use crate::{Address, StartError};
 use std::io;
 use std::os::fd::RawFd;
@@ -110,6 +111,8 @@ pub(super) fn become_process(server: &Server, ties: &Ties) -> Result<(), Failure
         "dead-man switch",
         deadman::arm(ties.lifeline(), server.grace),
     )?;
+    linger::interrupt_here();
+    descriptor::close_with(linger::close);
     if let Some(name) = &server.process_name {
         at("process name", process::set_name(name))?;
     }

@@ -9,6 +9,7 @@ pub(crate) mod fdtable;
 pub(crate) mod file;
 #[allow(dead_code, reason = "a spawner will use the rest")]
 pub(crate) mod launch;
+pub(crate) mod linger;
 pub(crate) mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod process;

@@ -108,7 +108,7 @@ fn installed(message: &libc::msghdr) -> Vec<OwnedFd> {
 pub(crate) fn send(
     socket: &impl AsFd,
     parts: &[IoSlice<'_>],
-    fds: &[Arc<OwnedFd>],
+    fds: &[Arc<impl AsFd>],
     now: bool,
 ) -> io::Result<usize> {
     let flags = libc::MSG_NOSIGNAL | if now { libc::MSG_DONTWAIT } else { 0 };
@@ -150,8 +150,8 @@ pub(crate) fn send(
 }
 
 /// Fills in control data that carries `fds`; the message's control pointer has room for [`MAX_RIGHTS`] of them.
-fn write_rights(message: &mut libc::msghdr, fds: &[Arc<OwnedFd>]) {
-    let size = size_of_val(fds) / size_of::<Arc<OwnedFd>>() * size_of::<RawFd>();
+fn write_rights(message: &mut libc::msghdr, fds: &[Arc<impl AsFd>]) {
+    let size = fds.len() * size_of::<RawFd>();
     // SAFETY: CMSG_SPACE only computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size as u32) } as _;
     // SAFETY: the control data has room for at least one header.
@@ -170,7 +170,8 @@ fn write_rights(message: &mut libc::msghdr, fds: &[Arc<OwnedFd>]) {
     for (index, fd) in fds.iter().enumerate() {
         // SAFETY: `msg_controllen` was computed for this many descriptors.
         let place = unsafe { data.add(index) };
+        let number = fd.as_fd().as_raw_fd();
         // SAFETY: the place is within the control data.
-        unsafe { place.write_unaligned(fd.as_raw_fd()) };
+        unsafe { place.write_unaligned(number) };
     }
 }

@@ -109,6 +109,16 @@ pub(crate) fn allow_rights(socket: &impl AsFd, allow: bool) -> io::Result<bool> 
 /// Of the kernel's `include/uapi/asm-generic/socket.h`, for all architectures that Rust's std runs on but sparc.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
+/// Lets urgent bytes come in their turn. Otherwise the kernel drops them as they are passed by, within a receive,
+/// and closes there what has come with them, however long that takes.
+pub(crate) fn keep_urgent_bytes(socket: &impl AsFd) -> io::Result<()> {
+    Ok(socket::setsockopt(
+        &socket.as_fd(),
+        sockopt::OobInline,
+        &true,
+    )?)
+}
+
 /// Takes a connection. `None`: there is none after all.
 pub(crate) fn accept(listener: &impl AsFd) -> io::Result<Option<OwnedFd>> {
     let fd = listener.as_fd().as_raw_fd();

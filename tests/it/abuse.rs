@@ -1,14 +1,15 @@
 //! Clients that mean harm: it costs them their connection, and nobody else anything.
 
 use crate::fds::{count, null, send, server as with_fds, settles};
-use crate::harness::leave_descriptors_free;
+use crate::harness::{descriptors, leave_descriptors_free};
 use crate::hostile::{Raw, call_frame, frame, hello_frame, still_answers};
 use crate::lifecycle::echo;
 use crate::processes::{Helper, Watched, readable};
-use forkserver::{Client, Exit, Fd, Limits, Server, ServerHandle};
+use forkserver::{Client, Event, Exit, Fd, Limits, Server, ServerHandle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{setsockopt, sockopt};
-use std::io::{ErrorKind, Read, Write};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
+use std::any::Any;
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -27,6 +28,11 @@ crate::tests![
     a_socket_that_lingers_unread_stalls_nobody,
     more_lingering_sockets_than_threads_stall_nobody,
     a_stop_does_not_wait_for_a_socket_that_lingers,
+    a_stop_does_not_wait_for_a_thread_whose_connection_has_ended,
+    handlers_that_drop_lingering_sockets_stall_nobody,
+    a_message_full_of_lingering_sockets_costs_little_time,
+    lingering_sockets_with_urgent_bytes_stall_nobody,
+    lingering_sockets_before_the_password_stall_nobody,
     whoever_flips_flags_of_shared_descriptors_stalls_nobody,
     descriptors_in_circles_stall_nobody_and_are_all_closed,
 ];
@@ -369,12 +375,14 @@ fn hostile_descriptors_near_the_limit_leave_nothing_behind() {
 }
 
 /// How long the sockets below linger.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(2);
 
-/// A socket whose last owner waits in `close` until what it has written is gone, or five seconds have passed; and
+/// A socket whose last owner waits in `close` until what it has written is gone, or some seconds have passed; and
 /// its other end, which reads nothing.
 fn lingering() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // There may be hundreds of them, none of which needs much memory.
+    setsockopt(&listener, sockopt::RcvBuf, &4096).unwrap();
     let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (other, _) = listener.accept().unwrap();
     let linger = nix::libc::linger {
@@ -382,6 +390,7 @@ fn lingering() -> (OwnedFd, TcpStream) {
         l_linger: LINGER.as_secs() as i32,
     };
     setsockopt(&socket, sockopt::Linger, &linger).unwrap();
+    setsockopt(&socket, sockopt::SndBuf, &4096).unwrap();
     socket.set_nonblocking(true).unwrap();
     while socket.write(&[0; 1 << 16]).is_ok() {}
     socket.set_nonblocking(false).unwrap();
@@ -526,6 +535,132 @@ fn a_stop_does_not_wait_for_a_socket_that_lingers() {
         holding.bystander.kill();
         drop(other);
     }
+}
+
+fn a_stop_does_not_wait_for_a_thread_whose_connection_has_ended() {
+    let (wait, _leave) = std::io::pipe().unwrap();
+    let (mut finalized, finalize) = std::io::pipe().unwrap();
+    let definition = echo().keep_fd(&wait).keep_fd(&finalize);
+    let definition = definition.observe(move |event| {
+        if let Event::Disconnected { .. } = event {
+            let _ = (&wait).read(&mut [0]);
+        }
+    });
+    let server = definition
+        .finalize(move |_| (&finalize).write_all(b"!").unwrap())
+        .start()
+        .unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    drop(client);
+    let begun = Instant::now();
+    assert_eq!(server.stop().unwrap(), Exit::Code(0));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    finalized.read_exact(&mut [0]).unwrap();
+}
+
+/// Limits with which four clients have all threads.
+fn four_threads() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_threads = 4;
+    limits
+}
+
+fn numbers(sockets: &[(OwnedFd, TcpStream)]) -> Vec<RawFd> {
+    let sockets = sockets.iter();
+    sockets.map(|(socket, _)| socket.as_raw_fd()).collect()
+}
+
+fn handlers_that_drop_lingering_sockets_stall_nobody() {
+    const EACH: u8 = 10;
+    let mut holding = holding(four_threads());
+    let before = at_rest(&holding.server);
+    let (raws, others): (Vec<_>, Vec<_>) = (0..4)
+        .map(|_| {
+            let raw = Raw::welcomed(&holding.server);
+            let sockets: Vec<_> = (0..EACH).map(|_| lingering()).collect();
+            send(&raw, &call_with_fds("hold", EACH), &numbers(&sockets)).unwrap();
+            let others: Vec<_> = sockets.into_iter().map(|(_, other)| other).collect();
+            (raw, others)
+        })
+        .unzip();
+    holding.are_entered(4);
+    drop(raws);
+    holding.nobody_waits_after(before, |holding| holding.let_go(4));
+    drop(others);
+}
+
+fn a_message_full_of_lingering_sockets_costs_little_time() {
+    const MOST: u8 = 253;
+    let mut holding = holding(Limits::default());
+    let before = at_rest(&holding.server);
+    // The call is refused, or the connection is.
+    for (declared, texts) in [(MOST, true), (MOST - 1, false)] {
+        let mut raw = Raw::welcomed(&holding.server);
+        raw.write(&frame(4, 0, 0, 1, b"\x04hold\x00"));
+        holding.are_entered(1);
+        let sockets: Vec<_> = (0..MOST).map(|_| lingering()).collect();
+        let mut bytes = call_frame(2, "echo", b"\x01x");
+        bytes[1] = declared;
+        send(&raw, &bytes, &numbers(&sockets)).unwrap();
+        let others: Vec<_> = sockets.into_iter().map(|(_, other)| other).collect();
+        raw.finish_writing();
+        let begun = Instant::now();
+        holding.let_go(1);
+        let answers = raw.read_to_end();
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        let refused = String::from_utf8_lossy(&answers).contains("253 descriptors came");
+        assert_eq!(refused, texts, "{answers:?}");
+        drop(others);
+    }
+    holding.bystander.kill();
+    all_is_as_it_was(holding.server, before);
+}
+
+/// Sends more lingering sockets than there are threads, each on a connection of its own, with the beginning of
+/// something.
+fn nobody_waits_for(connect: impl Fn(&ServerHandle) -> (Box<dyn Any>, RawFd), flags: MsgFlags) {
+    let holding = holding(four_threads());
+    let before = at_rest(&holding.server);
+    let connections: Vec<_> = (0..12).map(|_| connect(&holding.server)).collect();
+    let sockets: Vec<_> = (0..12).map(|_| lingering()).collect();
+    let mut others = Vec::new();
+    holding.nobody_waits_after(before, |_| {
+        for ((connection, number), (socket, other)) in connections.into_iter().zip(sockets) {
+            let rights = [ControlMessage::ScmRights(&[socket.as_raw_fd()])];
+            let bytes = [IoSlice::new(&[1])];
+            sendmsg::<()>(number, &bytes, &rights, flags, None).unwrap();
+            drop(socket);
+            // What comes next makes the server pass it by.
+            sendmsg::<()>(number, &[IoSlice::new(&[0])], &[], MsgFlags::empty(), None).unwrap();
+            // The server has what was sent, and all the time for it.
+            drop(connection);
+            others.push(other);
+        }
+    });
+}
+
+fn lingering_sockets_with_urgent_bytes_stall_nobody() {
+    let connect = |server: &ServerHandle| {
+        let raw = Raw::welcomed(server);
+        let number = raw.stream().as_raw_fd();
+        (Box::new(raw) as Box<dyn Any>, number)
+    };
+    nobody_waits_for(connect, MsgFlags::MSG_OOB);
+}
+
+fn lingering_sockets_before_the_password_stall_nobody() {
+    // To the sockets of the owner's own clients descriptors can be sent at any time, and with older kernels to all.
+    let connect = |server: &ServerHandle| {
+        let before = descriptors("self");
+        let client = server.connect().unwrap();
+        let now = descriptors("self");
+        let number = now.difference(&before).next().unwrap().0.parse().unwrap();
+        (Box::new(client) as Box<dyn Any>, number)
+    };
+    nobody_waits_for(connect, MsgFlags::empty());
 }
 
 /// How many descriptors a server has when nobody but its owner has a connection.

@@ -15,7 +15,15 @@ crate::tests![
 /// Modules by floor, lowest first; modules of one floor may use each other.
 const FLOORS: [&[&str]; 6] = [
     &[
-        "protocol", "limits", "password", "error", "exit", "fault", "fd", "bytes",
+        "protocol",
+        "limits",
+        "password",
+        "error",
+        "exit",
+        "fault",
+        "fd",
+        "descriptor",
+        "bytes",
     ],
     &["sys"],
     &[

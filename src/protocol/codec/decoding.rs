@@ -5,11 +5,11 @@
 
 use super::handover::{self, Slot};
 use super::shape::{Kind, Shape};
+use crate::descriptor::Descriptor;
 use crate::limits::Limits;
 use bytes::Bytes;
 use serde::de::Error;
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 
 /// A value may take this many times the memory of its message...
 const EXPANSION: usize = 12;
@@ -19,7 +19,7 @@ const FLOOR: usize = 8 << 20;
 /// One value being read.
 pub(super) struct Decoding<'a> {
     payload: &'a Bytes,
-    fds: RefCell<Vec<Option<OwnedFd>>>,
+    fds: RefCell<Vec<Descriptor>>,
     limits: &'a Limits,
     /// How much memory this value may take.
     budget: usize,
@@ -33,12 +33,16 @@ pub(super) struct Decoding<'a> {
 }
 
 impl<'a> Decoding<'a> {
-    pub(super) fn new(payload: &'a Bytes, fds: Vec<OwnedFd>, limits: &'a Limits) -> Decoding<'a> {
+    pub(super) fn new(
+        payload: &'a Bytes,
+        fds: Vec<Descriptor>,
+        limits: &'a Limits,
+    ) -> Decoding<'a> {
         let floor = FLOOR.max(payload.len().saturating_mul(EXPANSION));
         Decoding {
             budget: limits.max_memory.min(floor),
             payload,
-            fds: RefCell::new(fds.into_iter().map(Some).collect()),
+            fds: RefCell::new(fds),
             limits,
             shape: Shape::new(),
             depth: Cell::new(0),
@@ -63,7 +67,8 @@ impl<'a> Decoding<'a> {
         if unused > 0 {
             return Err(format!("{unused} bytes are left over behind the value"));
         }
-        match self.fds.borrow().iter().flatten().count() {
+        let fds = self.fds.borrow();
+        match fds.iter().filter(|fd| fd.is_there()).count() {
             0 => Ok(()),
             left => Err(format!(
                 "{left} descriptors came with the value and are not part of it"

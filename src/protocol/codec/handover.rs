@@ -4,9 +4,9 @@
 //! Invariant: the slot is open only while our own codec asks one such value for its content; at any other time,
 //! in any other format, a descriptor cannot be written as a number.
 
+use crate::descriptor::Descriptor;
 use bytes::Bytes;
 use std::cell::RefCell;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// The name by which the codec recognises an [`Fd`](crate::Fd). No type of a user can have it.
@@ -20,9 +20,9 @@ const UNCOPIED: usize = 4096;
 pub(super) enum Slot {
     Shut,
     /// Descriptors that leave with the value.
-    SendFds(Vec<Arc<OwnedFd>>),
+    SendFds(Vec<Arc<Descriptor>>),
     /// Descriptors that came with the value, each to be taken once.
-    TakeFds(Vec<Option<OwnedFd>>),
+    TakeFds(Vec<Descriptor>),
     /// A byte string that is to be sent uncopied, if it is long enough.
     SendBytes(Option<Bytes>),
     /// The payload of which a received byte string is a part.
@@ -51,7 +51,7 @@ pub(super) fn open<R>(slot: Slot, exchange: impl FnOnce() -> R) -> (R, Slot) {
 }
 
 /// Adds a descriptor to the message that is being written, and returns its index there.
-pub(crate) fn send_fd(fd: &Arc<OwnedFd>) -> Option<u32> {
+pub(crate) fn send_fd(fd: &Arc<Descriptor>) -> Option<u32> {
     SLOT.with_borrow_mut(|slot| match slot {
         Slot::SendFds(fds) => {
             fds.push(Arc::clone(fd));
@@ -62,7 +62,7 @@ pub(crate) fn send_fd(fd: &Arc<OwnedFd>) -> Option<u32> {
 }
 
 /// Takes a descriptor out of the message that is being read.
-pub(crate) fn take_fd(index: u32) -> Result<OwnedFd, &'static str> {
+pub(crate) fn take_fd(index: u32) -> Result<Descriptor, &'static str> {
     SLOT.with_borrow_mut(|slot| match slot {
         Slot::TakeFds(fds) => match fds.get_mut(index as usize) {
             Some(fd) => fd.take().ok_or("the same descriptor is used twice"),

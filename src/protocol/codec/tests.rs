@@ -127,7 +127,7 @@ fn a_descriptor_can_be_taken_once_and_must_be() {
     let limits = Limits::default();
     let fd = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     let with = |bytes: &[u8], count: usize| {
-        let fds = (0..count).map(|_| fd()).collect();
+        let fds = (0..count).map(|_| fd().into()).collect();
         EncodedValue {
             hash: None,
             bytes: Payload::copy_from_slice(bytes),
