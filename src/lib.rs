@@ -74,6 +74,7 @@ mod password;
 mod protocol;
 mod server;
 mod service;
+pub mod spawn;
 #[allow(unsafe_code)] // here and nowhere else
 mod sys;
 
@@ -95,6 +96,8 @@ pub use gate::Status;
 pub use handle::ServerHandle;
 pub use limits::Limits;
 pub use listener::Listener;
+/// A resource that can be limited, for [`spawn::Command::rlimit`]: see setrlimit(2).
+pub use nix::sys::resource::Resource;
 /// A signal's name and number, for [`Server::handle_signal`].
 pub use nix::sys::signal::Signal;
 pub use password::{Password, PasswordError};

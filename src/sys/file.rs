@@ -202,3 +202,12 @@ pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
         nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
     )?)
 }
+
+/// `/dev/null`, for reading and writing.
+pub(crate) fn open_null() -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(
+        "/dev/null",
+        OFlag::O_RDWR | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
+}

@@ -20,6 +20,11 @@ const STACK: usize = 64 << 10;
 /// Not set by an older libc: of the kernel's `include/uapi/linux/close_range.h`.
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
+/// The numbers of errors that others find out.
+pub(crate) const INVALID: i32 = libc::EINVAL;
+pub(crate) const NOT_PERMITTED: i32 = libc::EPERM;
+pub(crate) const UNKNOWN: i32 = libc::EIO;
+
 /// A program, and what its process is to be.
 #[derive(Debug, Default)]
 pub(crate) struct Program {
@@ -54,9 +59,7 @@ pub(crate) enum Group {
     /// The one of whoever launches it.
     #[default]
     Same,
-    /// One of its own.
-    Own,
-    /// That of this number.
+    /// That of this number; 0: one of its own.
     Join(i32),
     /// A session of its own, and with it a group.
     Session,
@@ -247,7 +250,6 @@ fn reset_signals(_: &Plan<'_>) -> Outcome {
 fn set_group(plan: &Plan<'_>) -> Outcome {
     let group = match plan.program.group {
         Group::Same => return Ok(()),
-        Group::Own => 0,
         Group::Join(group) => group,
         Group::Session => {
             // SAFETY: no arguments.

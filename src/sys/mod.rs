@@ -7,7 +7,6 @@ pub(crate) mod deadman;
 pub(crate) mod epoll;
 pub(crate) mod fdtable;
 pub(crate) mod file;
-#[allow(dead_code, reason = "a spawner will use the rest")]
 pub(crate) mod launch;
 pub(crate) mod linger;
 pub(crate) mod pidfd;

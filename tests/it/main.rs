@@ -29,12 +29,14 @@ mod limits;
 mod processes;
 mod signals;
 mod sockets;
+mod spawning;
 mod streams;
 mod tidy;
 mod types;
 
 fn main() {
-    forkserver::init(entries::ALL);
+    let spawner: &dyn forkserver::AnyEntry = &forkserver::spawn::SPAWNER;
+    forkserver::init(&[entries::ALL, &[spawner]].concat());
     let tests = [
         abuse::TESTS,
         auth::TESTS,
@@ -52,6 +54,7 @@ fn main() {
         limits::TESTS,
         signals::TESTS,
         sockets::TESTS,
+        spawning::TESTS,
         streams::TESTS,
         tidy::TESTS,
         types::TESTS,

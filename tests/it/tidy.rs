@@ -39,7 +39,7 @@ const FLOORS: [&[&str]; 6] = [
     ],
     &["service"],
     &["engine", "child"],
-    &["server", "handle", "client", "entry"],
+    &["server", "handle", "client", "entry", "spawn"],
 ];
 
 /// What the front door re-exports, as far as modules say `crate::Name`.

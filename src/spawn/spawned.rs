@@ -1,0 +1,144 @@
+//! A process that was started by a spawner, in the hands of whoever asked for it.
+//!
+//! Invariant: the pidfd is for waiting and for signals; how the process ended, the spawner alone can tell, and does
+//! once: it is remembered here.
+
+use super::Line;
+use super::command::Pipes;
+use super::error::SpawnError;
+use super::wire::{Started, Status};
+use crate::Signal;
+use crate::exit::Exit;
+use crate::sys::pidfd::PidFd;
+use crate::sys::process;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A process that was started by a [`Spawner`](super::Spawner). As a descriptor it is its pidfd: readable when the
+/// process has ended.
+///
+/// Dropped, the process goes on, and the spawner reaps it.
+#[derive(Debug)]
+pub struct Spawned {
+    /// The pipe to its standard input, if that is piped.
+    pub stdin: Option<File>,
+    /// The pipe from its standard output, if that is piped.
+    pub stdout: Option<File>,
+    /// The pipe from its standard error, if that is piped.
+    pub stderr: Option<File>,
+    pid: u32,
+    pidfd: PidFd,
+    number: u64,
+    exit: Option<Exit>,
+    line: Arc<Line>,
+    generation: u32,
+}
+
+impl Spawned {
+    pub(super) fn new(
+        started: Started,
+        pipes: Pipes,
+        line: Arc<Line>,
+    ) -> Result<Spawned, SpawnError> {
+        let pidfd = started.pidfd.into_owned();
+        let [stdin, stdout, stderr] = pipes.map(|pipe| pipe.map(File::from));
+        Ok(Spawned {
+            stdin,
+            stdout,
+            stderr,
+            pid: started.pid,
+            pidfd: PidFd::from_fd(pidfd.map_err(SpawnError::io("take the process"))?),
+            number: started.number,
+            exit: None,
+            line,
+            generation: process::generation(),
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it has ended, and says how. Its standard input is closed first, if it is a pipe in our hands.
+    ///
+    /// # Errors
+    /// The spawner is gone, and nobody else knows.
+    pub fn wait(&mut self) -> Result<Exit, SpawnError> {
+        drop(self.stdin.take());
+        loop {
+            if let Some(exit) = self.wait_until(None)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// As [`Spawned::wait`], for no longer than `limit`. `None`: it still runs.
+    ///
+    /// # Errors
+    /// As [`Spawned::wait`].
+    pub fn wait_timeout(&mut self, limit: Duration) -> Result<Option<Exit>, SpawnError> {
+        drop(self.stdin.take());
+        self.wait_until(Instant::now().checked_add(limit))
+    }
+
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Spawned::wait`].
+    pub fn try_wait(&mut self) -> Result<Option<Exit>, SpawnError> {
+        self.wait_until(Some(Instant::now()))
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// It has ended, or has become another user's.
+    pub fn kill(&self) -> Result<(), SpawnError> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// As [`Spawned::kill`].
+    pub fn signal(&self, signal: Signal) -> Result<(), SpawnError> {
+        self.pidfd
+            .signal(signal as i32)
+            .map_err(SpawnError::io("send a signal"))
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Option<Exit>, SpawnError> {
+        if self.exit.is_some() {
+            return Ok(self.exit);
+        }
+        let ended = self.pidfd.wait(deadline);
+        if !ended.map_err(SpawnError::io("wait for the process"))? {
+            return Ok(None);
+        }
+        self.exit = match self.line.call("status", &self.number)? {
+            Status::Runs => None,
+            Status::Exited(code) => Some(Exit::Code(code)),
+            Status::Signaled(signal) => Some(Exit::Signal(signal)),
+            Status::Unknown => Some(Exit::Unknown),
+        };
+        Ok(self.exit)
+    }
+}
+
+impl AsFd for Spawned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if self.exit.is_none() && self.generation == process::generation() {
+            // A spawner that is gone remembers nothing.
+            let _: Result<(), SpawnError> = self.line.call("forget", &self.number);
+        }
+    }
+}
