@@ -68,7 +68,7 @@ impl Spawner {
         Ok(Spawner::over(SPAWNER.start(&())?))
     }
 
-    /// A spawner in a server of one's own, whose definition has been given to [`service`].
+    /// A spawner in a server of one's own, whose definition has been given to [`service()`].
     pub fn over(server: ServerHandle) -> Spawner {
         Spawner {
             line: Arc::new(Line {

@@ -3,7 +3,16 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-crate::tests![hello, pass_fd, privsep, signals, stream, examples_are_short];
+crate::tests![
+    hello,
+    pass_fd,
+    privsep,
+    signals,
+    stream,
+    spawn_server,
+    tokio_owner,
+    examples_are_short
+];
 
 /// Runs an example, which cargo has built beside this program.
 fn run(name: &str, args: &[&str]) -> Output {
@@ -83,6 +92,32 @@ fn stream() {
         "the server saw: good night",
         "after the stream, a call: 3 lines",
         "its last words: the server is stopping",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn spawn_server() {
+    let said = text(run("spawn_server", &[]));
+    for line in [
+        r#"sorted at the same time: ["apple\npear\n", "one\ntwo\n"]"#,
+        "with a limit of 32 descriptors: exit status 7",
+        "the sleeper: ended by signal 15",
+        "cannot execute the program for no-such-program: No such file or directory (os error 2)",
+        "the spawner ended with exit status 0, and 64 MiB stayed here",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn tokio_owner() {
+    let said = text(run("tokio_owner", &[]));
+    for line in [
+        "the server is another process: true",
+        "counted: 2 la",
+        "counted: 0 la",
+        "a process said: hello from afar",
+        "server stopped: exit status 0",
     ] {
         assert!(said.contains(line), "{said}");
     }
