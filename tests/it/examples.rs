@@ -114,7 +114,7 @@ fn tokio_owner() {
     let said = text(run("tokio_owner", &[]));
     for line in [
         "the server is another process: true",
-        "counted: 2 la",
+        "counted: 3 la",
         "counted: 0 la",
         "a process said: hello from afar",
         "server stopped: exit status 0",
