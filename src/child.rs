@@ -122,6 +122,36 @@ impl Child {
         })
     }
 
+    /// Lets the child's control line go, and waits for the end that it takes that for; it is killed if there is none
+    /// within `patience`.
+    pub(crate) fn end_by_closing(self, patience: Duration) -> io::Result<Option<Exit>> {
+        let Child {
+            pidfd,
+            lifeline,
+            control,
+            ..
+        } = self;
+        drop(control);
+        let exit = pidfd.wait_and_reap(Instant::now().checked_add(patience))?;
+        if exit.is_none() {
+            pidfd.signal(crate::Signal::SIGKILL as i32)?;
+        }
+        drop(lifeline);
+        let last = || pidfd.wait_and_reap(Instant::now().checked_add(DYING));
+        Ok(exit
+            .map_or_else(last, |exit| Ok(Some(exit)))?
+            .map(Exit::from))
+    }
+
+    /// The numbers of all that it is held by.
+    pub(crate) fn descriptors(&self) -> [RawFd; 3] {
+        [
+            self.pidfd.as_fd().as_raw_fd(),
+            self.lifeline.as_raw_fd(),
+            self.control.as_fd().as_raw_fd(),
+        ]
+    }
+
     /// Kills a child that failed to start. It has rights of ours only.
     pub(crate) fn kill_now(&self) {
         let _ = self.pidfd.signal(crate::Signal::SIGKILL as i32);

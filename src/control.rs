@@ -122,6 +122,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// A hook of the user's failed, and not the set-up around it.
     pub(crate) in_hook: bool,
+    /// It must not have threads, and has so many.
+    pub(crate) threads: usize,
 }
 
 /// The longest message: longer texts are cut.
@@ -129,12 +131,21 @@ const MAX_MESSAGE: usize = 32 << 10;
 const MAX_TEXT: usize = 8 << 10;
 
 impl Failure {
+    /// A process that is to be forked has threads.
+    pub(crate) fn of_threads(threads: usize) -> Failure {
+        Failure {
+            threads,
+            ..Failure::new("preload", "it leaves threads behind", true)
+        }
+    }
+
     pub(crate) fn new(stage: impl Into<String>, message: impl ToString, in_hook: bool) -> Failure {
         let message = message.to_string().chars().take(MAX_TEXT / 4).collect();
         Failure {
             stage: stage.into(),
             message,
             in_hook,
+            threads: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::address::Identity;
 use crate::channel::Channel;
 use crate::child::Child;
 use crate::context::{Context, Control};
+use crate::control::Failure;
 use crate::error::Context as _;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
@@ -68,6 +69,8 @@ pub struct Server {
     listener: Listener,
     limits: Arc<Limits>,
     before_fork: Vec<Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>>,
+    /// What the crate itself does before `initialize`.
+    prepare: Vec<Hook<Result<StateBox, Failure>>>,
     initialize: Vec<Hook<Result<StateBox, Fault>>>,
     finalize: Vec<Hook<()>>,
     signals: Vec<(Signal, Hook<()>)>,
@@ -90,6 +93,7 @@ impl Default for Server {
             listener: Listener::private(),
             limits: Arc::default(),
             before_fork: Vec::new(),
+            prepare: Vec::new(),
             initialize: Vec::new(),
             finalize: Vec::new(),
             signals: Vec::new(),
@@ -344,6 +348,15 @@ impl Server {
                 Err(err)
             }
         }
+    }
+
+    /// Runs in the server before the `initialize` hooks, as they do.
+    pub(crate) fn prepare(
+        mut self,
+        hook: impl Fn(&Control) -> Result<StateBox, Failure> + Send + Sync + 'static,
+    ) -> Server {
+        self.prepare.push(Arc::new(hook));
+        self
     }
 
     /// Its listener, which must be of use to the user that the server becomes.

@@ -165,6 +165,9 @@ fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
         Control::new(address, &server.limits, server.observer.clone()),
     )?;
     let mut states = States::default();
+    for hook in &server.prepare {
+        states.insert(hook(&control)?);
+    }
     for hook in &server.initialize {
         match panics::catch(|| hook(&control)) {
             Ok(Ok(state)) => states.insert(state),
@@ -211,18 +214,19 @@ impl From<Failure> for StartError {
     fn from(failure: Failure) -> StartError {
         match failure {
             Failure {
+                threads: threads @ 1..,
+                ..
+            } => StartError::MultiThreaded { threads },
+            Failure {
                 stage,
                 message,
                 in_hook: true,
+                ..
             } => StartError::Hook {
                 hook: stage,
                 message,
             },
-            Failure {
-                stage,
-                message,
-                in_hook: false,
-            } => StartError::Child { stage, message },
+            Failure { stage, message, .. } => StartError::Child { stage, message },
         }
     }
 }

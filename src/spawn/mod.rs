@@ -20,12 +20,15 @@
 
 mod command;
 mod error;
+mod jobs;
+mod mold;
 mod service;
 mod spawned;
 mod wire;
 
 pub use self::command::{Command, Stdio};
 pub use self::error::SpawnError;
+pub use self::jobs::{Job, Jobs, Requester};
 pub use self::service::service;
 pub use self::spawned::Spawned;
 

@@ -31,6 +31,8 @@ pub struct Spawned {
     pid: u32,
     pidfd: PidFd,
     number: u64,
+    /// The names of the calls that ask how it ended, and say that nobody will.
+    names: [&'static str; 2],
     exit: Option<Exit>,
     line: Arc<Line>,
     generation: u32,
@@ -51,10 +53,18 @@ impl Spawned {
             pid: started.pid,
             pidfd: PidFd::from_fd(pidfd.map_err(SpawnError::io("take the process"))?),
             number: started.number,
+            names: Line::PROCESS,
             exit: None,
             line,
             generation: process::generation(),
         })
+    }
+
+    /// A process that was forked.
+    pub(super) fn of_job(started: Started, line: Arc<Line>) -> Result<Spawned, SpawnError> {
+        let mut process = Spawned::new(started, Pipes::default(), line)?;
+        process.names = Line::JOB;
+        Ok(process)
     }
 
     /// Its process id.
@@ -118,7 +128,7 @@ impl Spawned {
         if !ended.map_err(SpawnError::io("wait for the process"))? {
             return Ok(None);
         }
-        self.exit = match self.line.call("status", &self.number)? {
+        self.exit = match self.line.call(self.names[0], &self.number)? {
             Status::Runs => None,
             Status::Exited(code) => Some(Exit::Code(code)),
             Status::Signaled(signal) => Some(Exit::Signal(signal)),
@@ -138,7 +148,7 @@ impl Drop for Spawned {
     fn drop(&mut self) {
         if self.exit.is_none() && self.generation == process::generation() {
             // A spawner that is gone remembers nothing.
-            let _: Result<(), SpawnError> = self.line.call("forget", &self.number);
+            let _: Result<(), SpawnError> = self.line.call(self.names[1], &self.number);
         }
     }
 }

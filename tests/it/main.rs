@@ -24,6 +24,7 @@ mod fds;
 mod harness;
 mod hostile;
 mod inherit;
+mod jobs;
 mod lifecycle;
 mod limits;
 mod processes;
@@ -36,7 +37,7 @@ mod types;
 
 fn main() {
     let spawner: &dyn forkserver::AnyEntry = &forkserver::spawn::SPAWNER;
-    forkserver::init(&[entries::ALL, &[spawner]].concat());
+    forkserver::init(&[entries::ALL, jobs::ALL, &[spawner]].concat());
     let tests = [
         abuse::TESTS,
         auth::TESTS,
@@ -50,6 +51,7 @@ fn main() {
         fds::TESTS,
         hostile::TESTS,
         inherit::TESTS,
+        jobs::TESTS,
         lifecycle::TESTS,
         limits::TESTS,
         signals::TESTS,
