@@ -1,7 +1,8 @@
 //! How far forkserver is from the kernel's own limit: every figure is a ratio of two things measured in turns, in
 //! one run, because the machine is shared and absolute times drift.
 //!
-//! `cargo bench` runs all; `cargo bench -- NAME` one; `ROUNDS=31 cargo bench` more rounds than the usual 15.
+//! `cargo bench --bench limit` runs all; with `-- NAME` behind it one; with `ROUNDS=31` before it more rounds than the
+//! usual 15.
 //! Placement is part of each figure: `free`, `one core` (both processes on the first), `two cores`.
 
 #![allow(missing_docs, unreachable_pub, unsafe_code, clippy::incompatible_msrv)]
