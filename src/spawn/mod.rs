@@ -137,18 +137,29 @@ impl Line {
         name: &str,
         args: &A,
     ) -> Result<R, SpawnError> {
-        let idle = self.idle().pop();
-        let mut client = match idle {
-            Some(client) => client,
-            None => {
-                let server = self.server();
-                let server = server.as_ref().ok_or(SpawnError::SpawnerGone)?;
-                server.connect().map_err(SpawnError::from_connect)?
-            }
-        };
+        let mut client = self.client()?;
         let result = client.call(name, args).map_err(SpawnError::from_call)?;
         self.idle().push(client);
         Ok(result)
+    }
+
+    /// Tells the spawner something, and does not wait for what it says to that.
+    fn tell<A: Serialize>(&self, name: &str, args: &A) -> Result<(), SpawnError> {
+        let mut client = self.client()?;
+        let unwanted = client.begin::<_, ()>(name, args);
+        drop(unwanted.map_err(SpawnError::from_call)?);
+        client.flush().map_err(SpawnError::from_call)?;
+        self.idle().push(client);
+        Ok(())
+    }
+
+    fn client(&self) -> Result<Client, SpawnError> {
+        if let Some(client) = self.idle().pop() {
+            return Ok(client);
+        }
+        let server = self.server();
+        let server = server.as_ref().ok_or(SpawnError::SpawnerGone)?;
+        server.connect().map_err(SpawnError::from_connect)
     }
 
     fn stop(&self) -> Option<Result<Exit, StopError>> {

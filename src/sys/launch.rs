@@ -405,6 +405,11 @@ pub(crate) fn launch_copy(
 /// The two lines, in a process that was launched as a copy, once. What it executes itself is not marked any more.
 pub(crate) fn take_lines() -> Option<(OwnedFd, OwnedFd)> {
     std::env::var_os(MARKER)?;
+    // SAFETY: a question without preconditions.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        // Whoever executed this program has fewer rights than it, and may have made all this up.
+        return None;
+    }
     // SAFETY: this is for the beginning of `main`, where there is one thread.
     unsafe { std::env::remove_var(MARKER) };
     let kind = |fd| super::fdtable::kind(fd).unwrap_or(0);

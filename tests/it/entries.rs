@@ -100,7 +100,8 @@ fn an_entry_starts_in_a_program_with_threads() {
     });
 }
 
-fn two_hundred_starts_among_busy_threads() {
+/// Does something while eight threads hammer standard output, the environment's lock and the allocator.
+fn among_busy_threads(work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     let null = std::fs::File::create("/dev/null").unwrap();
     std::thread::scope(|scope| {
@@ -123,17 +124,45 @@ fn two_hundred_starts_among_busy_threads() {
                 }
             });
         }
-        for _ in 0..200 {
-            let server = ECHO.start(&()).unwrap();
-            crate::lifecycle::call_echo(&server);
-            assert_eq!(server.kill().unwrap(), Exit::Signal(9));
-        }
+        work();
         stop.store(true, Ordering::Relaxed);
     });
     // A joined thread may still be on its way out.
     while std::fs::read_dir("/proc/self/task").unwrap().count() > 1 {
         std::thread::yield_now();
     }
+}
+
+fn two_hundred_starts_among_busy_threads() {
+    among_busy_threads(|| {
+        for round in 0..200 {
+            let server = ECHO.start(&()).unwrap();
+            crate::lifecycle::call_echo(&server);
+            match round % 2 {
+                0 => assert_eq!(server.kill().unwrap(), Exit::Signal(9)),
+                _ => assert_eq!(server.stop().unwrap(), Exit::Code(0)),
+            }
+        }
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let fd = Fd::from(std::os::fd::OwnedFd::from(writer));
+        let server = TAKES.start(&(Bytes::default(), vec![fd], None)).unwrap();
+        let mut byte = [0];
+        reader.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"!");
+        server.stop().unwrap();
+    });
+    let mut owner = Helper::start(|test| {
+        among_busy_threads(|| {
+            let server = ECHO.start(&()).unwrap();
+            crate::lifecycle::call_echo(&server);
+            test.say(server.pid());
+            test.wait();
+        });
+    });
+    let server = owner.hear_pid();
+    owner.kill();
+    server.ends_within(Duration::from_secs(2));
+    server.reap();
 }
 
 fn an_entry_that_is_not_listed_is_refused_before_anything() {
