@@ -1,7 +1,7 @@
 //! Whatever a stranger sends: the server answers the next call, and has lost nothing.
 
 use crate::lifecycle::echo;
-use forkserver::{Bytes, CallError, Client, Delivery, Limits, Server, ServerHandle};
+use forkserver::{Address, Bytes, CallError, Client, Delivery, Limits, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -34,7 +34,11 @@ impl From<UnixStream> for Raw {
 
 impl Raw {
     pub fn connect(server: &ServerHandle) -> Raw {
-        let stream = UnixStream::connect(server.address().path()).expect("a connection");
+        Raw::connect_to(server.address())
+    }
+
+    pub fn connect_to(address: &Address) -> Raw {
+        let stream = UnixStream::connect(address.path()).expect("a connection");
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
@@ -92,7 +96,11 @@ pub fn hello(password: &[u8]) -> Vec<u8> {
 }
 
 pub fn hello_frame(server: &ServerHandle) -> Vec<u8> {
-    hello(server.address().password().as_bytes())
+    hello_frame_to(server.address())
+}
+
+pub fn hello_frame_to(address: &Address) -> Vec<u8> {
+    hello(address.password().as_bytes())
 }
 
 /// A call without a type hash.

@@ -16,6 +16,7 @@ mod auth;
 mod batches;
 mod calls;
 mod death;
+mod drain;
 mod engine;
 mod entries;
 mod events;
@@ -44,6 +45,7 @@ fn main() {
         batches::TESTS,
         calls::TESTS,
         death::TESTS,
+        drain::TESTS,
         engine::TESTS,
         entries::TESTS,
         events::TESTS,
