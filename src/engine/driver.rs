@@ -223,17 +223,23 @@ impl Driver {
             }
             Outcome::Stream(task) => match self.entry.dedicate(limits.max_dedicated) {
                 Ok(()) => return Some(task),
-                Err(NotDedicated::Full) => self.refuse(ErrorBody::busy("max_dedicated")),
+                Err(NotDedicated::Full) => self.refuse(task, ErrorBody::busy("max_dedicated")),
                 Err(NotDedicated::Stopping) => {
-                    self.refuse(ErrorBody::new(Class::Stopping, Vec::new()));
+                    self.refuse(task, ErrorBody::new(Class::Stopping, Vec::new()));
                 }
             },
         }
         None
     }
 
-    /// The stream that was asked for cannot be had.
-    pub(super) fn refuse(&mut self, body: ErrorBody) {
+    /// The stream that was asked for cannot be had. Its arguments may panic when they are dropped, which must not
+    /// end the thread.
+    pub(super) fn refuse(&mut self, task: StreamTask, body: ErrorBody) {
+        let StreamTask { name, run } = task;
+        if let Err(panicked) = panics::catch(|| drop(run)) {
+            let (session, observer) = (Some(self.entry.id), self.entry.observer());
+            observer.panicked(session, &name, &panicked);
+        }
         self.entry.undedicate();
         let id = self.session.call_id();
         self.session.finish(body.write(id));

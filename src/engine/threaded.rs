@@ -193,10 +193,9 @@ impl Shared {
             }
         };
         if self.start_thread("stream", run).is_err() {
-            if let Some((mut driver, _)) = take(&slot) {
-                driver.refuse(ErrorBody::busy(
-                    "the number of threads that the system allows",
-                ));
+            if let Some((mut driver, task)) = take(&slot) {
+                let body = ErrorBody::busy("the number of threads that the system allows");
+                driver.refuse(task, body);
                 self.parking.queue(driver);
             }
         }

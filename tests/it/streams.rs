@@ -15,6 +15,7 @@ crate::tests![
     items_carry_descriptors_and_byte_strings,
     what_goes_wrong_before_the_switch_arrives_at_open,
     as_many_streams_as_the_limit_and_not_one_more,
+    arguments_that_panic_when_a_stream_is_refused_hurt_nobody,
     a_fault_or_a_panic_ends_the_stream,
     each_direction_can_be_finished_alone,
     both_directions_can_be_busy_at_once,
@@ -179,6 +180,34 @@ fn as_many_streams_as_the_limit_and_not_one_more() {
     assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
     let third = open().unwrap();
     drop((second, third));
+}
+
+/// Panics when it is dropped.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+fn arguments_that_panic_when_a_stream_is_refused_hurt_nobody() {
+    let mut limits = Limits::default();
+    (limits.max_dedicated, limits.max_threads) = (0, 1);
+    let server = upper()
+        .limits(limits)
+        .handle_stream("bomb", |_, _: Bomb, _: Channel| Ok(()))
+        .start()
+        .unwrap();
+    let bomb = std::mem::ManuallyDrop::new(Bomb);
+    for _ in 0..3 {
+        let err = server.connect().unwrap().open("bomb", &*bomb).unwrap_err();
+        assert!(matches!(err, CallError::Busy { .. }), "{err}");
+    }
+    // The only thread is still there.
+    let mut client = server.connect().unwrap();
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
 }
 
 fn a_fault_or_a_panic_ends_the_stream() {
