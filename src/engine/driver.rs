@@ -267,6 +267,10 @@ impl Driver {
         observer.tell(|| Event::StreamClosed { session });
         let answer = service::end_of_stream(id, result);
         self.session.close_stream(input, output, answer);
+        if context.has_deferred() {
+            // As behind any answer.
+            self.session.hurry();
+        }
         self.entry.undedicate();
     }
 

@@ -8,6 +8,8 @@ use forkserver::{
 };
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 crate::tests![
@@ -29,6 +31,7 @@ crate::tests![
     threads_of_streams_do_not_pile_up,
     a_client_that_dies_is_told_from_one_that_finishes,
     a_half_that_is_dropped_breaks_off,
+    what_a_streams_handler_puts_off_comes_before_the_next_call,
     whatever_does_not_belong_into_a_stream_ends_the_connection,
     a_stop_tells_streams_last,
     a_stop_tells_streams_in_time_even_if_a_call_hangs,
@@ -501,6 +504,26 @@ fn a_half_that_is_dropped_breaks_off() {
     drop(receive);
     send.finish()
         .expect("the connection is open as long as a half is");
+}
+
+fn what_a_streams_handler_puts_off_comes_before_the_next_call() {
+    let done = Arc::new(AtomicBool::new(false));
+    let (task, seen) = (Arc::clone(&done), done);
+    let server = Server::new()
+        .handle_stream("later", move |context, (): (), _: Channel| {
+            let task = Arc::clone(&task);
+            context.defer(move || task.store(true, Ordering::SeqCst));
+            Ok(())
+        })
+        .handle("done", move |_, (): ()| Ok(seen.load(Ordering::SeqCst)))
+        .start()
+        .unwrap();
+    let mut raw = Raw::connect(&server);
+    let stream = [frame(4, 0, 8, 1, b"\x05later"), frame(9, 0, 0, 1, b"")];
+    let call = call_frame(2, "done", b"");
+    raw.write(&[hello_frame(&server), stream.concat(), call].concat());
+    raw.finish_writing();
+    assert_eq!(raw.read_to_end().last(), Some(&1));
 }
 
 fn whatever_does_not_belong_into_a_stream_ends_the_connection() {
