@@ -243,6 +243,7 @@ impl Driver {
         self.entry.undedicate();
         let id = self.session.call_id();
         self.session.finish(body.write(id));
+        self.tell_pressure(false);
     }
 
     /// Opens the stream and hands it to its handler; returns when the connection is ours again.
@@ -271,6 +272,8 @@ impl Driver {
             // As behind any answer.
             self.session.hurry();
         }
+        // What the handler could not send still waits.
+        self.tell_pressure(false);
         self.entry.undedicate();
     }
 

@@ -21,6 +21,7 @@ crate::tests![
     panics_are_told_wherever_they_happen,
     an_observer_that_panics_hurts_nobody,
     a_stream_is_told_when_it_opens_and_closes,
+    what_a_stream_leaves_unsent_is_told_as_any_other,
     whoever_was_connected_is_disconnected_once,
 ];
 
@@ -352,6 +353,29 @@ fn a_stream_is_told_when_it_opens_and_closes() {
             "1 Finished",
         ],
     );
+}
+
+fn what_a_stream_leaves_unsent_is_told_as_any_other() {
+    const LARGE: usize = 4 << 20;
+    let (definition, mut lines) = told(echo());
+    let server = definition
+        .handle_stream("large", |_, (): (), mut channel: Channel| {
+            channel.set_timeout(Some(Duration::from_millis(20)));
+            channel.send(&Bytes::from(vec![0; LARGE])).unwrap_err();
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let mut channel = server.connect().unwrap().open("large", &()).unwrap();
+    let mut next = || {
+        let line = lines.next().unwrap().unwrap();
+        line.split(' ').next().unwrap().to_owned()
+    };
+    let told: Vec<_> = std::iter::repeat_with(&mut next).take(4).collect();
+    assert_eq!(told, ["1", "1", "1", "HighWatermark"]);
+    assert_eq!(channel.recv::<Bytes>().unwrap().unwrap().len(), LARGE);
+    assert_eq!(next(), "LowWatermark");
+    channel.into_client().unwrap();
 }
 
 fn whoever_was_connected_is_disconnected_once() {
