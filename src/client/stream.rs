@@ -72,9 +72,14 @@ impl Channel<Client> {
     /// # Errors
     /// The handler's own error or panic, or see [`StreamError`]. The connection is closed then.
     pub fn into_client(mut self) -> Result<Client, StreamError> {
-        self.finish()?;
+        let finished = self.finish();
         let (send, mut receive) = self.into_halves();
-        receive.answer()?;
+        match finished {
+            // It may have said why before it closed.
+            Ok(()) | Err(StreamError::Disconnected) => receive.answer()?,
+            Err(_) => {}
+        }
+        finished?;
         let output = send.into_output();
         let Parts {
             input,

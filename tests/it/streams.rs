@@ -35,6 +35,7 @@ crate::tests![
     whatever_does_not_belong_into_a_stream_ends_the_connection,
     a_stop_tells_streams_last,
     a_stop_tells_streams_in_time_even_if_a_call_hangs,
+    what_a_handler_said_at_last_is_heard_after_a_stop,
     a_handler_polls_its_stop_token_and_its_channel,
     a_stream_that_does_not_listen_is_killed_with_the_server,
     run_ends_streams_that_do_not_listen,
@@ -608,6 +609,28 @@ fn a_stop_tells_streams_in_time_even_if_a_call_hangs() {
         assert_eq!(stopping.join().unwrap(), Exit::Signal(9));
     });
     drop(leave);
+}
+
+fn what_a_handler_said_at_last_is_heard_after_a_stop() {
+    let server = waiting()
+        .handle_stream("faulty", |_, (): (), mut channel: Channel| {
+            channel.send("open")?;
+            Ok(channel.recv().map(|_: Option<()>| ())?)
+        })
+        .start()
+        .unwrap();
+    let mut channel = server.connect().unwrap().open("faulty", &()).unwrap();
+    assert_eq!(channel.recv::<String>().unwrap().as_deref(), Some("open"));
+    let orderly = open_waiting(server.connect().unwrap());
+    server.stop().unwrap();
+    let err = channel.into_client().unwrap_err();
+    assert!(
+        matches!(&err, StreamError::Fault(fault) if fault.message().contains("stopping")),
+        "{err}"
+    );
+    // Nothing was wrong, but there is no connection any more.
+    let err = orderly.into_client().unwrap_err();
+    assert!(matches!(err, StreamError::Disconnected), "{err}");
 }
 
 fn a_handler_polls_its_stop_token_and_its_channel() {
