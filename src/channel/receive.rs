@@ -77,7 +77,8 @@ impl<E: End> ReceiveHalf<E> {
             if self.parts().input.has_ended() {
                 return Ok(Incoming::End);
             }
-            if let Some(incoming) = self.pull(deadline)? {
+            // What has arrived is no reason to wait, however late it is.
+            if let Some(incoming) = self.pull(deadline, true)? {
                 return Ok(incoming);
             }
         }
@@ -88,20 +89,24 @@ impl<E: End> ReceiveHalf<E> {
         self.check()?;
         let deadline = self.deadline();
         while !self.parts().input.is_answered() {
-            if let Some(Incoming::Result(Err(body))) = self.pull(deadline)? {
+            if let Some(Incoming::Result(Err(body))) = self.pull(deadline, false)? {
                 return Err(failed(body));
             }
         }
         Ok(())
     }
 
-    /// One turn: something that the other side says, or some progress towards it.
-    fn pull(&mut self, deadline: Option<Instant>) -> Result<Option<Incoming>, StreamError> {
+    /// One turn: something that the other side says, or some progress towards it; `late` if need be.
+    fn pull(
+        &mut self,
+        deadline: Option<Instant>,
+        late: bool,
+    ) -> Result<Option<Incoming>, StreamError> {
         let input = &mut self.parts_mut().input;
         match input.next().map_err(protocol)? {
             Some(incoming) => Ok(Some(incoming)),
             None if input.inbox.is_at_end() => Err(StreamError::Disconnected),
-            None => self.receive(deadline).map(|()| None),
+            None => self.receive(deadline, late).map(|()| None),
         }
     }
 
@@ -110,24 +115,21 @@ impl<E: End> ReceiveHalf<E> {
         Instant::now().checked_add(timeout)
     }
 
-    /// Receives once, and waits for something to come until the deadline, or until the handler is to stop.
-    fn receive(&mut self, deadline: Option<Instant>) -> Result<(), StreamError> {
+    /// Receives once, and waits for something to come until the deadline, or until the handler is to stop. After the
+    /// deadline, a client looks for what has come only if it may be `late`.
+    fn receive(&mut self, deadline: Option<Instant>, late: bool) -> Result<(), StreamError> {
         let timeout = self.timeout.unwrap_or_default();
         let Parts {
             input,
             connection,
             end,
         } = self.parts_mut();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let is_over = left.is_some_and(|left| left.is_zero());
         let received = match end.stop_token() {
-            None => {
-                let left =
-                    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                if left.is_some_and(|left| left.is_zero()) {
-                    return Err(StreamError::TimedOut(timeout));
-                }
-                connection.receive(&mut input.inbox, Rights::Accept, left)
-            }
-            Some(_) => connection.receive_now(&mut input.inbox, Rights::Accept),
+            None if is_over && !late => return Err(StreamError::TimedOut(timeout)),
+            None if !is_over => connection.receive(&mut input.inbox, Rights::Accept, left),
+            _ => connection.receive_now(&mut input.inbox, Rights::Accept),
         };
         match (received, end.stop_token()) {
             (Ok(false), Some(token)) => {
@@ -143,6 +145,7 @@ impl<E: End> ReceiveHalf<E> {
                     _ => Err(StreamError::TimedOut(timeout)),
                 }
             }
+            (Ok(false), None) if is_over => Err(StreamError::TimedOut(timeout)),
             // Where nothing has come in time, the next turn looks at the clock.
             (Ok(_), _) => Ok(()),
             (Err(ReceiveError::Protocol(err)), _) => Err(protocol(err)),

@@ -26,6 +26,7 @@ crate::tests![
     calls_begun_before_a_stream_are_finished_after_it,
     items_of_another_type_are_refused_one_by_one,
     a_wait_ends_in_time_and_the_channel_lives,
+    what_has_arrived_needs_no_time,
     queued_items_leave_together,
     streams_take_no_thread_from_calls,
     threads_of_streams_do_not_pile_up,
@@ -406,6 +407,17 @@ fn a_wait_ends_in_time_and_the_channel_lives() {
     channel.finish().expect("the rest leaves");
     assert_eq!(channel.recv::<usize>().unwrap(), Some(4 << 20));
     channel.into_client().unwrap();
+}
+
+fn what_has_arrived_needs_no_time() {
+    let server = waiting().start().unwrap();
+    let mut channel = server.connect().unwrap().open("wait", &()).unwrap();
+    channel.set_timeout(Some(Duration::ZERO));
+    let seconds = Duration::from_secs(20);
+    assert!(channel.has_buffered() || readable(&channel, seconds));
+    assert_eq!(channel.recv::<String>().unwrap().as_deref(), Some("open"));
+    let err = channel.recv::<String>().unwrap_err();
+    assert!(matches!(err, StreamError::TimedOut(_)), "{err}");
 }
 
 fn queued_items_leave_together() {
