@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 /// How long a killed child may take to be gone: the kernel has to free its memory.
 const DYING: Duration = Duration::from_secs(1);
 
+fn soon() -> Option<Instant> {
+    Instant::now().checked_add(DYING)
+}
+
 /// A child, seen by its parent.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -156,6 +160,26 @@ impl Child {
     pub(crate) fn kill_now(&self) {
         let _ = self.pidfd.signal(crate::Signal::SIGKILL as i32);
         let _ = self.wait(Instant::now().checked_add(DYING));
+    }
+
+    /// Gives up a child that failed to start: with nobody to live for, one that has made something cleans up behind
+    /// itself, and is killed if that takes long. What it has said, and nobody has heard, is still in its line.
+    pub(crate) fn give_up(self) -> ControlLine {
+        let Child {
+            pidfd,
+            lifeline,
+            control,
+            exit,
+            ..
+        } = self;
+        drop(lifeline);
+        let has_ended = || matches!(pidfd.wait_and_reap(soon()), Ok(Some(_)));
+        let is_known = exit.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if is_known.is_none() && !has_ended() {
+            let _ = pidfd.signal(crate::Signal::SIGKILL as i32);
+            has_ended();
+        }
+        control
     }
 
     /// Another share in the child's life.

@@ -66,7 +66,12 @@ impl ServerHandle {
         match wait_for_place(&child, timeout, deadline, &mut footprint) {
             Ok((address, grace)) => Ok(ServerHandle::new(child, address, footprint, grace)),
             Err(err) => {
-                child.kill_now();
+                let control = child.give_up();
+                while let Ok(Some(report)) = control.receive::<Report>(Some(Instant::now())) {
+                    if let Report::Bound(parts) = report {
+                        footprint = Footprint::from_parts(parts).ok();
+                    }
+                }
                 if let Some(footprint) = footprint {
                     footprint.remove();
                 }

@@ -25,12 +25,13 @@ crate::tests![
     the_thread_that_starts_it_may_end,
     it_becomes_what_its_definition_says,
     a_launch_that_takes_too_long_is_given_up,
+    a_launch_that_is_given_up_at_any_time_leaves_nothing,
     a_start_that_is_refused_says_what_to_do,
     a_launched_server_may_launch_others,
 ];
 
 /// What `main` lists before anything else.
-pub const ALL: &[&dyn AnyEntry] = &[&ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE];
+pub const ALL: &[&dyn AnyEntry] = &[&ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY];
 
 static ECHO: Entry<()> = Entry::new("echo", |()| Ok(echo()));
 /// Fails in the way that it is told to.
@@ -64,6 +65,14 @@ static SLOW: Entry<()> = Entry::new("slow", |()| {
         std::thread::park();
         Ok(())
     }))
+});
+/// Takes so many microseconds before it does anything.
+static BUSY: Entry<u64> = Entry::new("busy", |micros| {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_micros(micros) {
+        std::hint::spin_loop();
+    }
+    Ok(echo())
 });
 static OTHER: Entry<()> = Entry::new("other", |()| {
     Ok(Server::new().handle("pid", |_, (): ()| {
@@ -386,6 +395,24 @@ fn a_launch_that_takes_too_long_is_given_up() {
         .unwrap_err();
     assert!(matches!(err, StartError::TimedOut(_)), "{err}");
     assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+fn a_launch_that_is_given_up_at_any_time_leaves_nothing() {
+    let timeout = Duration::from_millis(4);
+    let mut given_up = 0;
+    // A wait ends with a tick of a millisecond: what moves against it is the server.
+    for busy in (0..6000).step_by(30) {
+        match BUSY.start_within(&busy, timeout) {
+            Ok(server) => drop(server.stop().unwrap()),
+            Err(err) => {
+                assert!(matches!(err, StartError::TimedOut(_)), "{err}");
+                given_up += 1;
+            }
+        }
+        let left: Vec<_> = std::fs::read_dir(std::env::temp_dir()).unwrap().collect();
+        assert!(left.is_empty(), "after {busy} microseconds: {left:?}");
+    }
+    assert!(given_up > 0);
 }
 
 fn a_start_that_is_refused_says_what_to_do() {
