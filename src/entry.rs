@@ -11,7 +11,7 @@ use crate::panics::{self, Panicked};
 use crate::protocol::codec;
 use crate::protocol::message::EncodedValue;
 use crate::server::Server;
-use crate::sys::process;
+use crate::sys::{deadman, process};
 use crate::{Fault, ServerHandle, StartError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How long a launched server may take to be ready, unless something else is said.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a process that is not a server yet may outlive its owner.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The names that [`init`] has listed.
 static LISTED: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
@@ -178,6 +181,11 @@ fn serve(entries: &[&dyn AnyEntry], ties: Ties) -> i32 {
         // Whoever launched us is gone.
         return 1;
     };
+    // Until the definition is there, which says for how long its server may outlive its owner.
+    if let Err(err) = deadman::arm(ties.lifeline(), GRACE) {
+        ties.report_failure(Failure::new("dead-man switch", err, false));
+        return 1;
+    }
     let wanted = entries
         .iter()
         .find(|entry| sealed::AnyEntry::name(**entry) == launch.entry);

@@ -11,7 +11,7 @@ use crate::control::{Failure, Place, Report};
 use crate::error::Context as _;
 use crate::handle::ServerHandle;
 use crate::listener::Footprint;
-use crate::sys::fdtable;
+use crate::sys::{deadman, fdtable};
 use crate::{Exit, Fd, StartError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ impl Server {
         for hook in &self.before_fork {
             hook().map_err(|fault| Failure::new("before_fork", fault.text(), true))?;
         }
+        // From here on nothing is the user's, until it is armed again with the right grace.
+        setup::at("dead-man switch", deadman::disarm(ties.lifeline()))?;
         let standard = setup::at("standard streams", fdtable::occupy_standard())?;
         let listening = |err: StartError| Failure::new("listener", err, false);
         let (bound, footprint) = self.listener().bind().map_err(listening)?;

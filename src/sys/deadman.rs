@@ -48,6 +48,13 @@ pub(crate) fn arm(lifeline: BorrowedFd<'_>, grace: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes back what [`arm`] has done, for the time in which a process makes its signals its own. A count that has begun
+/// goes on.
+pub(crate) fn disarm(lifeline: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fcntl with an integer argument on an open descriptor.
+    check(unsafe { libc::fcntl(lifeline.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+}
+
 /// A timer that sends `SIGKILL`, not running yet: made now, because it could not be made in a signal handler.
 fn kill_timer() -> io::Result<libc::timer_t> {
     let mut event = MaybeUninit::<libc::sigevent>::zeroed();

@@ -4,7 +4,7 @@ use crate::harness::descriptors;
 use crate::lifecycle::echo;
 use crate::processes::{Helper, Watched, with_thread};
 use forkserver::{AnyEntry, Bytes, Entry, Exit, Fault, Fd, Listener, Server, Signal, StartError};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ crate::tests![
     what_a_launched_server_executes_is_not_marked,
     signals_are_as_in_a_forked_server,
     it_ends_with_its_owner,
+    it_ends_with_its_owner_even_if_there_is_no_definition_yet,
     it_is_killed_and_leaves_nothing,
     the_image_may_be_replaced_or_removed,
     the_thread_that_starts_it_may_end,
@@ -31,7 +32,9 @@ crate::tests![
 ];
 
 /// What `main` lists before anything else.
-pub const ALL: &[&dyn AnyEntry] = &[&ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY];
+pub const ALL: &[&dyn AnyEntry] = &[
+    &ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY, &STUCK,
+];
 
 static ECHO: Entry<()> = Entry::new("echo", |()| Ok(echo()));
 /// Fails in the way that it is told to.
@@ -73,6 +76,13 @@ static BUSY: Entry<u64> = Entry::new("busy", |micros| {
         std::hint::spin_loop();
     }
     Ok(echo())
+});
+/// Says who it is, and never has a definition.
+static STUCK: Entry<Fd> = Entry::new("stuck", |say| {
+    writeln!(std::fs::File::from(say), "{}", std::process::id())?;
+    loop {
+        std::thread::park();
+    }
 });
 static OTHER: Entry<()> = Entry::new("other", |()| {
     Ok(Server::new().handle("pid", |_, (): ()| {
@@ -335,6 +345,23 @@ fn it_ends_with_its_owner() {
         begun.elapsed()
     );
     server.reap();
+}
+
+fn it_ends_with_its_owner_even_if_there_is_no_definition_yet() {
+    let (said, say) = std::io::pipe().unwrap();
+    let owner = Helper::start(|_| {
+        let say = Fd::from(std::os::fd::OwnedFd::from(say));
+        STUCK.start(&say).unwrap_err();
+    });
+    let mut pid = String::new();
+    BufReader::new(said).read_line(&mut pid).unwrap();
+    let server = Watched::open(pid.trim_end().parse().unwrap());
+    owner.kill();
+    let outlives = server.lives_on_for(Duration::from_secs(4));
+    // It would keep the test's own output open for ever.
+    let _ = nix::sys::signal::kill(server.pid, Signal::SIGKILL);
+    server.reap();
+    assert!(!outlives);
 }
 
 fn it_is_killed_and_leaves_nothing() {
