@@ -159,7 +159,8 @@ impl<E: End> Channel<E> {
         self.receive.set_timeout(timeout);
     }
 
-    /// The two directions, for two threads.
+    /// The two directions, for two threads. In a handler, the connection is this stream's until both have been dropped:
+    /// a half that is kept for good keeps connection and thread.
     pub fn split(self) -> (SendHalf, ReceiveHalf<E>) {
         self.into_halves()
     }

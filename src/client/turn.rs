@@ -4,7 +4,7 @@
 
 use super::pending::RawAnswer;
 use super::{Client, errors};
-use crate::connection::{ReceiveError, is_timeout};
+use crate::connection::{ReceiveError, is_gone, is_timeout};
 use crate::error::{CallError, Delivery};
 use crate::protocol::Step;
 use crate::protocol::client::Answer;
@@ -79,7 +79,7 @@ impl Client {
                 }
             }
             // It may have said why before it closed.
-            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => self.deaf = true,
+            Err(err) if is_gone(&err) => self.deaf = true,
             Err(source) => return Err(self.io("send to the server", source)),
         }
         Ok(())

@@ -39,7 +39,13 @@ impl Loans {
             connection: Connection::new(socket),
             lent: Mutex::new(None),
         });
-        self.known().push(Arc::downgrade(&loan));
+        let mut known = self.known();
+        if known.len() == known.capacity() {
+            // Instead of growing for those that are gone.
+            known.retain(|loan| loan.strong_count() > 0);
+        }
+        known.push(Arc::downgrade(&loan));
+        drop(known);
         loan
     }
 

@@ -239,7 +239,8 @@ impl Server {
     }
 
     /// Is told what happens, in the server, on the thread on which it happens: what is about one connection in order,
-    /// and never two at a time. Be quick: what is told waits. An observer that panics is not heard, and hurts nobody.
+    /// and never two at a time. Be quick: what is told waits, and with `Paused` and `Resumed` acceptance and
+    /// the server's end do. An observer that panics is not heard, and hurts nobody.
     ///
     /// ```
     /// # use forkserver::{Event, Server};

@@ -201,6 +201,8 @@ pub(super) fn next_report(
         Ok(Some(Report::Failed(failure))) => Err(failure.into()),
         Ok(Some(report)) => Ok(report),
         Err(err) if err.kind() == io::ErrorKind::TimedOut => Err(StartError::TimedOut(timeout)),
+        // What it says brings a descriptor, for which there is no room here.
+        Err(err) if err.kind() == io::ErrorKind::InvalidData => Err(err).start("hear the server"),
         Ok(None) | Err(_) => {
             let exit = child
                 .wait(deadline)
