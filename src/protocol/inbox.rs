@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 const FIRST_READ: usize = 256;
 /// What a read makes room for when no long frame is under way.
 const SMALL_READ: usize = 4096;
+/// What a read makes room for at most when no frame is under way.
+const MAX_READ: usize = 128 << 10;
 /// The step in which room for a long frame begins to grow; it doubles from there.
 const LONG_READ: usize = 64 << 10;
 
@@ -23,6 +25,8 @@ pub(crate) struct Inbox {
     /// The place in the stream where `bytes` begins.
     position: u64,
     arrivals: VecDeque<Arrival>,
+    /// How long the last frame was.
+    last_total: usize,
     eof: bool,
     bounds: Bounds,
 }
@@ -42,6 +46,7 @@ impl Inbox {
             bytes: BytesMut::new(),
             position: 0,
             arrivals: VecDeque::new(),
+            last_total: 0,
             eof: false,
             bounds,
         }
@@ -59,7 +64,8 @@ impl Inbox {
             Some(total) if total > SMALL_READ => total
                 .saturating_sub(self.bytes.len())
                 .clamp(SMALL_READ, self.bytes.len().max(LONG_READ)),
-            _ => SMALL_READ,
+            // The next one may be like the last: then it comes in one read.
+            _ => self.last_total.clamp(SMALL_READ, MAX_READ),
         };
         if self.bytes.capacity() - self.bytes.len() < room {
             self.bytes.reserve(room);
@@ -126,6 +132,7 @@ impl Inbox {
         let mut payload = self.bytes.split_to(total).freeze();
         payload.advance(HEADER_LEN);
         self.position += total as u64;
+        self.last_total = total;
         self.no_stray_fds()?;
         Ok(Some(Frame {
             header,
