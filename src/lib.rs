@@ -24,6 +24,8 @@
 //! * [`Server`] is a definition: handlers, hooks, limits, what the process becomes. [`Server::start`] makes a
 //!   process of it and returns a [`ServerHandle`]; [`Server::run`] serves in the calling process.
 //! * [`Client`] is one connection to a server, made from an [`Address`] or by [`ServerHandle::connect`].
+//! * [`Entry`] and [`init`] start servers in programs with threads; [`spawn`] starts processes for them.
+//! * [`Event`] is what a server tells about itself to [`Server::observe`].
 //! * [`Channel`] is a stream of items both ways, between [`Client::open`] and [`Server::handle_stream`].
 //! * [`Fd`] and [`Bytes`] are values for arguments and results: a descriptor, and a byte string without the cost
 //!   that serde has for `Vec<u8>`.
@@ -34,7 +36,7 @@
 //!
 //! * Linux 5.10 or newer.
 //! * A process with several threads cannot be forked safely: [`Server::start`] refuses
-//!   ([`StartError::MultiThreaded`]). Start servers first thing in `main`, before anything starts threads.
+//!   ([`StartError::MultiThreaded`]). Start servers first thing in `main`, or as an [`Entry`], which works with threads.
 //! * Values travel by bincode, which does not describe itself: types that need a self-describing format
 //!   (`#[serde(untagged)]`, `#[serde(flatten)]`, internally tagged enums) are errors, never wrong values.
 //! * A process that is stopped (`SIGSTOP`) when its last owner goes ends only when it is continued.
