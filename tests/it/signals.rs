@@ -78,7 +78,7 @@ fn dispositions_and_mask_are_exactly_as_listed() {
             .handle_signal(Signal::SIGUSR2, |_| ())
             .start()
             .unwrap();
-        // A new thread blocks all signals until it runs; a call shows that all of them do.
+        // A new thread blocks all signals until it runs; a call shows that one does.
         let mut client = Client::connect(server.address()).unwrap();
         assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
         let pid = server.pid().to_string();
@@ -98,10 +98,11 @@ fn dispositions_and_mask_are_exactly_as_listed() {
         assert_eq!(set(&pid, "SigIgn"), []);
         for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
             let task = task.unwrap().file_name();
-            assert_eq!(
-                set(&format!("{pid}/task/{}", task.to_str().unwrap()), "SigBlk"),
-                []
-            );
+            let task = format!("{pid}/task/{}", task.to_str().unwrap());
+            // On a busy machine the watchdog may have started one more thread, which does not run yet.
+            while !set(&task, "SigBlk").is_empty() {
+                std::thread::yield_now();
+            }
         }
         // The parent is as odd as before.
         assert!(set("self", "SigIgn").contains(&(Signal::SIGTERM as u32)));
