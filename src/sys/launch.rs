@@ -163,7 +163,7 @@ impl<'a> Plan<'a> {
             arguments: pointers(&program.arguments),
             environment: pointers(&program.environment),
             aside: program.descriptors.iter().map(|_| Cell::new(-1)).collect(),
-            lowest_aside: highest.unwrap_or(2).max(2) + 1,
+            lowest_aside: highest.unwrap_or(2).max(2).saturating_add(1),
             parent: Pid::this().as_raw(),
             highest_fd: super::fdtable::capacity()
                 .ok()
@@ -198,11 +198,13 @@ fn become_program(plan: &Plan<'_>) -> (Stage, i32) {
     let steps = [
         (Stage::Signals, reset_signals as fn(&Plan<'_>) -> Outcome),
         (Stage::Group, set_group),
+        // Descriptors come between: there are more of them on the way to their places than the program will have.
+        (Stage::Limits, raise_file_limit),
+        (Stage::Descriptors, place_descriptors),
         (Stage::Limits, set_limits),
         (Stage::Umask, set_umask),
         (Stage::User, set_user),
         (Stage::Directory, change_directory),
-        (Stage::Descriptors, place_descriptors),
         (Stage::Privileges, renounce_privileges),
         // After the user, because a change of users takes it away.
         (Stage::DeathSignal, set_death_signal),
@@ -260,19 +262,28 @@ fn set_group(plan: &Plan<'_>) -> Outcome {
     outcome(unsafe { libc::setpgid(0, group) }.into())
 }
 
+/// Numbers beyond the limit that there is may be asked for together with a higher one.
+fn raise_file_limit(plan: &Plan<'_>) -> Outcome {
+    let mut limits = plan.program.limits.iter();
+    let is_higher = |(resource, soft, _): &&(u32, u64, u64)| {
+        i64::from(*resource) == i64::from(libc::RLIMIT_NOFILE) && *soft > plan.highest_fd as u64
+    };
+    limits.rfind(is_higher).map_or(Ok(()), set_limit)
+}
+
 fn set_limits(plan: &Plan<'_>) -> Outcome {
-    for (resource, soft, hard) in &plan.program.limits {
-        let limit = libc::rlimit64 {
-            rlim_cur: *soft,
-            rlim_max: *hard,
-        };
-        let old = null::<libc::rlimit64>();
-        // SAFETY: a number that the kernel judges, a valid limit, and no place for the old one.
-        let result =
-            unsafe { libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, old) };
-        outcome(result)?;
-    }
-    Ok(())
+    plan.program.limits.iter().try_for_each(set_limit)
+}
+
+fn set_limit((resource, soft, hard): &(u32, u64, u64)) -> Outcome {
+    let limit = libc::rlimit64 {
+        rlim_cur: *soft,
+        rlim_max: *hard,
+    };
+    let old = null::<libc::rlimit64>();
+    // SAFETY: a number that the kernel judges, a valid limit, and no place for the old one.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, old) };
+    outcome(result)
 }
 
 fn set_umask(plan: &Plan<'_>) -> Outcome {

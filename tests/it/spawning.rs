@@ -16,6 +16,7 @@ crate::tests![
     an_end_is_told_truly_and_to_whoever_asks_late,
     what_keeps_a_program_from_running_is_told_with_its_number,
     descriptors_have_their_numbers_and_there_are_no_others,
+    descriptors_are_placed_whatever_their_limit,
     limits_groups_and_rights_are_set,
     a_caller_without_rights_gets_no_other_user,
     a_full_descriptor_table_is_an_error,
@@ -237,6 +238,34 @@ fn descriptors_have_their_numbers_and_there_are_no_others() {
             ("x\n", Exit::Code(0)),
             "{number}"
         );
+    }
+}
+
+/// The way to their places must not take more room than the places.
+fn descriptors_are_placed_whatever_their_limit() {
+    let spawner = Spawner::start().unwrap();
+    let null = || Fd::from(std::fs::File::open("/dev/null").unwrap());
+    // The shell needs a few of its own.
+    let mut few = shell("ulimit -n");
+    few.rlimit(Resource::RLIMIT_NOFILE, 11, 11);
+    assert_eq!(output(&spawner, &mut few), "11\n");
+    let leave = |_: &mut forkserver::Context, free: usize| Ok(leave_descriptors_free(free)?);
+    let server = service(Server::new().handle("leave", leave))
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("leave", &50_usize).unwrap();
+    let with_more = Spawner::over(server);
+    let mut more = shell("test -e /proc/self/fd/500");
+    more.fd(null(), 500)
+        .rlimit(Resource::RLIMIT_NOFILE, 600, 600);
+    assert_eq!(output(&with_more, &mut more), "");
+    drop(client);
+    for number in [-1, i32::MIN, i32::MAX - 1, i32::MAX] {
+        let err = spawner.spawn(Command::new("true").fd(null(), number));
+        let err = err.unwrap_err().to_string();
+        let expected = "cannot place the descriptors for true: ";
+        assert!(err.starts_with(expected), "{number}: {err}");
     }
 }
 
