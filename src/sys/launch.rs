@@ -4,7 +4,7 @@
 //! There it allocates nothing, takes no lock and makes bare system calls only; all else is prepared before.
 
 use super::pidfd::PidFd;
-use super::{check, process, signal};
+use super::{check, signal};
 use nix::libc;
 use nix::unistd::Pid;
 use std::cell::Cell;
@@ -129,7 +129,10 @@ pub(crate) fn launch(program: &Program) -> Result<(u32, PidFd), LaunchError> {
     let top = stack.as_mut_ptr_range().end;
     // No handler of ours may run there: it would run in our memory.
     let mask = signal::block_all().map_err(failed)?;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // The descriptor comes with the process: by its number it could be reaped, by whoever reaps all children of this
+    // process, before it is opened. And without room for it there is no process.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: RawFd = -1;
     // SAFETY: the stack is large enough and ours until the call returns, which it does when the new process has
     // executed a program or ended; the plan lives as long, and `begin` keeps to what this module's head says.
     let pid = unsafe {
@@ -138,21 +141,23 @@ pub(crate) fn launch(program: &Program) -> Result<(u32, PidFd), LaunchError> {
             top.cast(),
             flags,
             (&raw const plan).cast_mut().cast(),
+            &raw mut pidfd,
         )
     };
     let pid = check(pid);
     let restored = signal::restore_mask(&mask);
-    let pid = Pid::from_raw(pid.map_err(failed)?);
+    let pid = pid.map_err(failed)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let child = PidFd::from_fd(unsafe { OwnedFd::from_raw_fd(pidfd) });
     let stage = plan.stage.load(Ordering::SeqCst);
     if let Some(stage) = STAGES.into_iter().find(|known| *known as i32 == stage) {
         // It has ended; whoever reaps all children of this process may have been quicker.
-        let _ = nix::sys::wait::waitpid(pid, None);
+        let _ = child.wait_and_reap(None);
         let source = io::Error::from_raw_os_error(plan.errno.load(Ordering::SeqCst));
         return Err(LaunchError { stage, source });
     }
-    let child = process::open_child(pid).map_err(failed)?;
     restored.map_err(failed)?;
-    Ok((pid.as_raw() as u32, child))
+    Ok((pid as u32, child))
 }
 
 impl<'a> Plan<'a> {

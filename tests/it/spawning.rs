@@ -372,25 +372,32 @@ fn a_full_descriptor_table_is_an_error() {
     let mut client = server.connect().unwrap();
     client.call::<_, ()>("leave", &1000_usize).unwrap();
     let spawner = Spawner::over(server);
-    let spawn = || spawner.spawn(&mut Command::new("true"));
+    let mark = std::env::temp_dir().join("mark");
+    let spawn = || spawner.spawn(Command::new("touch").arg(&mark));
     // Its connection is there.
     assert_eq!(spawn().unwrap().wait().unwrap(), Exit::Code(0));
+    std::fs::remove_file(&mark).unwrap();
     let mut refused = 0;
     for free in 3..10_usize {
         client.call::<_, ()>("leave", &free).unwrap();
+        let before = refused;
         match spawn() {
             Ok(mut process) => assert_eq!(process.wait().unwrap(), Exit::Code(0)),
             Err(SpawnError::Failed { source, .. }) => {
                 assert_eq!(source.raw_os_error(), Some(24));
                 refused += 1;
+                has_no_children(&spawner);
             }
             Err(SpawnError::Call(_) | SpawnError::SpawnerGone) => refused += 1,
             Err(err) => panic!("{err}"),
         }
+        let is_refused = refused > before;
+        assert_ne!(std::fs::remove_file(&mark).is_ok(), is_refused, "{free}");
         client.call::<_, ()>("leave", &1000_usize).unwrap();
     }
     assert!(refused > 0);
     assert_eq!(spawn().unwrap().wait().unwrap(), Exit::Code(0));
+    std::fs::remove_file(&mark).unwrap();
     drop(client);
 }
 
