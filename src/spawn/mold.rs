@@ -70,6 +70,8 @@ impl<S: Send + Sync + 'static> Mold<S> {
         let keep = [&ties.descriptors()[..], &signals.descriptors()].concat();
         let theirs = [before, &ties.owner_ends()].concat();
         fdtable::poison_except(&keep, Some(theirs))?;
+        process::end_with_parent()?;
+        // After that, so that a parent that ends in between is noticed here.
         deadman::arm(ties.lifeline(), Duration::ZERO)?;
         linger::interrupt_here();
         password::reseed_after_fork();
@@ -205,7 +207,8 @@ fn become_job(ties: Ties, molds: &[RawFd]) -> io::Result<Ties> {
     signal::reset_all();
     let theirs = [molds, &ties.owner_ends()].concat();
     fdtable::poison_except(&ties.descriptors(), Some(theirs))?;
-    // The mold's end is its end, at once.
+    // The mold's end is its end, at once: also if its function has closed the line, or blocks all signals.
+    process::end_with_parent()?;
     deadman::arm(ties.lifeline(), Duration::ZERO)?;
     linger::interrupt_here();
     signal::clear_mask()?;

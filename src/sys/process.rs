@@ -52,7 +52,7 @@ pub(crate) fn fork<T>(
 
 /// A child that cannot be opened cannot be owned either, and must not stay. It has not been reaped, so its
 /// number is still its own.
-pub(super) fn open_child(pid: Pid) -> io::Result<PidFd> {
+fn open_child(pid: Pid) -> io::Result<PidFd> {
     PidFd::open(pid).inspect_err(|_| {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
@@ -128,6 +128,15 @@ pub(crate) fn generation() -> u32 {
         unsafe { libc::pthread_atfork(None, None, Some(count)) };
     });
     GENERATION.load(Ordering::Relaxed)
+}
+
+/// Has the kernel kill this process when the thread that forked it ends. Other than by a lifeline that ends, it is
+/// killed with all signals blocked, while it is stopped, and with its descriptors closed; but not after a change of
+/// its user, and not if that thread has ended already.
+pub(crate) fn end_with_parent() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(
+        nix::sys::signal::Signal::SIGKILL,
+    )?)
 }
 
 /// A process group of its own, so that Ctrl-C at the owner's terminal reaches the owner alone.

@@ -20,6 +20,7 @@ crate::tests![
     a_job_has_no_descriptors_but_its_own,
     jobs_end_with_their_spawner,
     jobs_end_with_the_owner,
+    a_job_that_hears_nothing_ends_with_its_spawner,
     without_its_mold_a_spawner_has_no_jobs,
     many_threads_ask_for_jobs,
     a_spawner_with_jobs_is_launched,
@@ -73,6 +74,20 @@ fn jobs() -> Jobs<Table> {
         channel.send("spinning")?;
         loop {
             std::hint::spin_loop();
+        }
+    })
+    .job("deaf", |_, (): (), mut channel| {
+        nix::sys::signal::SigSet::all().thread_block()?;
+        channel.send("deaf")?;
+        loop {
+            std::thread::park();
+        }
+    })
+    .job("closing", |_, (): (), mut channel| {
+        channel.send("closing")?;
+        unsafe { nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, 0) };
+        loop {
+            std::thread::park();
         }
     })
     .job("look", |table, (): (), mut channel| {
@@ -313,6 +328,33 @@ fn jobs_end_with_the_owner() {
     mold.ends_within(Duration::from_secs(2));
     spawner.ends_within(Duration::from_secs(2));
     spawner.reap();
+}
+
+fn a_job_that_hears_nothing_ends_with_its_spawner() {
+    let spawner = jobs().start().unwrap();
+    let mold = Watched::open(children(spawner.pid().unwrap())[0]);
+    let jobs = ["deaf", "closing", "spin", "spin"].map(|name| {
+        let mut job = spawner.job(name, &()).unwrap();
+        assert!(job.channel.recv::<String>().unwrap().is_some());
+        job
+    });
+    let watched = jobs
+        .each_ref()
+        .map(|job| Watched::open(job.process.pid() as i32));
+    // Stopped, as is the mold: nothing of theirs runs any more.
+    jobs[3].process.signal(Signal::SIGSTOP).unwrap();
+    nix::sys::signal::kill(mold.pid, Signal::SIGSTOP).unwrap();
+    let pid = nix::unistd::Pid::from_raw(spawner.pid().unwrap() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    mold.ends_within(Duration::from_secs(2));
+    for process in &watched {
+        process.ends_within(Duration::from_secs(2));
+    }
+    Watched::open(pid.as_raw()).ends_within(Duration::from_secs(2));
+    mold.reap();
+    for process in watched {
+        process.reap();
+    }
 }
 
 fn without_its_mold_a_spawner_has_no_jobs() {
