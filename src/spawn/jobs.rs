@@ -17,8 +17,9 @@ use crate::protocol::inbox::Inbox;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::stream::{Side, StreamIn, StreamOut};
 use crate::server::Server;
+use crate::sys::pidfd::PidFd;
 use crate::sys::{fdtable, linger, process, socket};
-use crate::{Fd, StartError};
+use crate::{Fd, Signal, StartError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -26,8 +27,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long the mold may take to fork a job, or to tell how one has ended that has.
+/// How long the mold may take to fork a job.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to tell how a job has ended that has, before whoever asks has to ask again.
+const TELLING: Duration = Duration::from_millis(100);
 /// How long a thread of the preload that has been joined may take to be gone.
 const THREAD_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -192,9 +195,9 @@ struct State {
     /// Taken out at the end.
     mold: Option<Child>,
     last: u64,
+    /// Jobs that run and that somebody will ask for.
+    running: HashSet<u64>,
     ended: HashMap<u64, Status>,
-    /// Jobs that run and that nobody will ask for.
-    forgotten: HashSet<u64>,
 }
 
 impl Yard {
@@ -202,8 +205,8 @@ impl Yard {
         Yard(Mutex::new(State {
             mold: Some(mold),
             last: 0,
+            running: HashSet::new(),
             ended: HashMap::new(),
-            forgotten: HashSet::new(),
         }))
     }
 
@@ -222,6 +225,7 @@ impl Yard {
         loop {
             match state.hear(deadline)? {
                 Said::Forked(forked) if forked.number == number => {
+                    state.running.insert(number);
                     return Ok(Answer::Started(Started {
                         pid: forked.pid,
                         pidfd: forked.pidfd,
@@ -249,13 +253,19 @@ impl Yard {
     /// How a job ended that has, as whoever asks knows.
     fn tell(&self, number: u64) -> Status {
         let mut state = self.lock();
-        let deadline = Some(Instant::now() + PATIENCE);
+        let deadline = Some(Instant::now() + TELLING);
         loop {
             if let Some(status) = state.ended.remove(&number) {
                 return status;
             }
+            if !state.running.contains(&number) {
+                // It has been told, or forgotten.
+                return Status::Unknown;
+            }
             match state.hear(deadline) {
                 Ok(said) => state.note(said),
+                // The mold is slow, or stopped, and will tell.
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => return Status::Runs,
                 // The mold is gone, and with it whoever knew.
                 Err(_) => return Status::Unknown,
             }
@@ -264,9 +274,8 @@ impl Yard {
 
     fn forget(&self, number: u64) {
         let mut state = self.lock();
-        if state.ended.remove(&number).is_none() {
-            state.forgotten.insert(number);
-        }
+        state.running.remove(&number);
+        state.ended.remove(&number);
         // What has been said meanwhile, so that it does not pile up.
         while let Ok(said) = state.hear(Some(Instant::now())) {
             state.note(said);
@@ -297,9 +306,18 @@ impl State {
     }
 
     fn note(&mut self, said: Said) {
-        if let Said::Ended(Ended { number, exit }) = said {
-            if !self.forgotten.remove(&number) {
-                self.ended.insert(number, exit);
+        match said {
+            Said::Ended(Ended { number, exit }) => {
+                if self.running.remove(&number) {
+                    self.ended.insert(number, exit);
+                }
+            }
+            Said::Refused { .. } => {}
+            // Whoever asked for it has been told that it takes too long, and sees to it no more.
+            Said::Forked(late) => {
+                let process = late.pidfd.into_owned().map(PidFd::from_fd);
+                // One that has ended needs no end.
+                let _ = process.and_then(|process| process.signal(Signal::SIGKILL as i32));
             }
         }
     }

@@ -185,10 +185,12 @@ impl<S: Send + Sync + 'static> Mold<S> {
                 Err(_) => FAILED,
             }
         })?;
+        // What nobody can be told of must not stay, not even dead.
+        let pidfd = child.as_fd().try_clone_to_owned();
         let forked = Forked {
             number,
             pid: child.pid,
-            pidfd: Fd::from(child.as_fd().try_clone_to_owned()?),
+            pidfd: Fd::from(pidfd.inspect_err(|_| child.kill_now())?),
         };
         self.children.insert(number, child);
         Ok(forked)

@@ -22,6 +22,7 @@ crate::tests![
     jobs_end_with_the_owner,
     a_job_that_hears_nothing_ends_with_its_spawner,
     without_its_mold_a_spawner_has_no_jobs,
+    a_mold_that_is_slow_tells_the_truth_later,
     many_threads_ask_for_jobs,
     a_spawner_with_jobs_is_launched,
     jobs_and_programs_come_from_one_spawner,
@@ -379,6 +380,26 @@ fn without_its_mold_a_spawner_has_no_jobs() {
     spawner.stop().unwrap();
     // The job became ours when its parent died before it.
     watched.reap();
+}
+
+fn a_mold_that_is_slow_tells_the_truth_later() {
+    let spawner = jobs().start().unwrap();
+    let (mut job, _watched) = spinning(&spawner);
+    let mold = nix::unistd::Pid::from_raw(children(spawner.pid().unwrap())[0]);
+    nix::sys::signal::kill(mold, Signal::SIGSTOP).unwrap();
+    job.process.kill().unwrap();
+    let limit = Duration::from_millis(200);
+    assert_eq!(job.process.wait_timeout(limit).unwrap(), None);
+    let err = spawner.job("spin", &()).unwrap_err();
+    assert!(err.to_string().contains("timed out"), "{err}");
+    nix::sys::signal::kill(mold, Signal::SIGCONT).unwrap();
+    assert_eq!(job.process.wait().unwrap(), Exit::Signal(9));
+    // What was asked for in vain does not go on without anybody.
+    let mut next = spawner.job("count", &()).unwrap();
+    assert_eq!(next.process.wait().unwrap(), Exit::Code(0));
+    while !children(mold.as_raw() as u32).is_empty() {
+        std::thread::yield_now();
+    }
 }
 
 fn many_threads_ask_for_jobs() {
