@@ -5,7 +5,7 @@
 
 use super::error::SpawnError;
 use super::wire::{Group, Request};
-use crate::sys::{file, socket};
+use crate::sys::{fdtable, file, socket};
 use crate::{Bytes, Fd, Resource};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -112,7 +112,7 @@ impl Command {
         self
     }
 
-    /// The working directory.
+    /// The working directory, from the caller's own.
     pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Command {
         self.directory = Some(directory.as_ref().into());
         self
@@ -142,8 +142,8 @@ impl Command {
         self
     }
 
-    /// Its user and group; supplementary groups are none but `groups`. The spawner needs the rights of root for
-    /// another than its own, and grants a caller without them nothing but the caller's own.
+    /// Its user and group; supplementary groups are none but `groups`. The spawner needs the rights of root for that,
+    /// even if they are its own, and grants a caller without them nothing but the caller's own.
     pub fn user(&mut self, uid: u32, gid: u32, groups: &[u32]) -> &mut Command {
         self.user = Some((uid, gid, groups.to_vec()));
         self
@@ -193,10 +193,11 @@ impl Command {
     /// The request for this process, and the caller's ends of the pipes that it asks for.
     pub(super) fn to_request(&self) -> Result<(Request, Pipes), SpawnError> {
         let environment = self.whole_environment();
-        let directory = match &self.directory {
-            Some(directory) => Some(directory.clone()),
-            // One that has been removed has no name.
-            None => std::env::current_dir().ok(),
+        // One that has been removed has no name.
+        let here = std::env::current_dir().ok();
+        let directory = match (here, &self.directory) {
+            (Some(here), Some(directory)) => Some(here.join(directory)),
+            (here, directory) => directory.clone().or(here),
         };
         let (mut descriptors, mut pipes) = (Vec::new(), Pipes::default());
         for (number, (stream, pipe)) in (0..).zip(self.streams.iter().zip(&mut pipes)) {
@@ -289,8 +290,12 @@ impl Stdio {
     }
 }
 
-/// The caller's own stream; `/dev/null` where that is closed, so that nothing else takes its place.
+/// The caller's own stream; `/dev/null` where that is closed, so that nothing else takes its place. What is closed when
+/// a program is executed is no stream, but something that found the number free.
 fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if !fdtable::is_inheritable(number) {
+        return file::open_null();
+    }
     let copy = match number {
         0 => io::stdin().as_fd().try_clone_to_owned(),
         1 => io::stdout().as_fd().try_clone_to_owned(),

@@ -123,6 +123,13 @@ fn set_limit(limit: libc::rlimit) -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
 }
 
+/// Whether a number is open, and would be in a program that this process executes.
+pub(crate) fn is_inheritable(fd: RawFd) -> bool {
+    // SAFETY: fcntl without an argument on any number; it is an error if that is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 fn is_open(fd: RawFd) -> bool {
     // SAFETY: fcntl without an argument on any number; it is an error if that is not open.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }

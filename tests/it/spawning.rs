@@ -12,6 +12,8 @@ use std::time::Duration;
 
 crate::tests![
     a_process_has_what_was_asked_for,
+    a_relative_directory_is_the_callers,
+    what_found_a_streams_number_free_is_not_inherited,
     streams_are_pipes_files_or_nothing,
     an_end_is_told_truly_and_to_whoever_asks_late,
     what_keeps_a_program_from_running_is_told_with_its_number,
@@ -83,6 +85,34 @@ fn a_process_has_what_was_asked_for() {
     // Two signals belong to the C library, and nobody else can reset them.
     let sets: Vec<_> = sets.map(|set| set & !0x1_8000_0000).collect();
     assert_eq!(sets[..2], [0, 0], "nothing is blocked or ignored");
+}
+
+fn a_relative_directory_is_the_callers() {
+    let spawner = Spawner::start().unwrap();
+    let below = std::env::temp_dir().join("below");
+    std::fs::create_dir(&below).unwrap();
+    std::env::set_current_dir(std::env::temp_dir()).unwrap();
+    let text = output(&spawner, shell("pwd -P").current_dir("below"));
+    assert_eq!(
+        text.trim_end(),
+        below.canonicalize().unwrap().to_str().unwrap()
+    );
+    let text = output(&spawner, shell("pwd").current_dir("/usr"));
+    assert_eq!(text, "/usr\n");
+    std::fs::remove_dir(below).unwrap();
+}
+
+fn what_found_a_streams_number_free_is_not_inherited() {
+    Helper::start(|_| {
+        let spawner = Spawner::start().unwrap();
+        nix::unistd::close(0).unwrap();
+        let file = std::fs::File::open("/etc/passwd").unwrap();
+        assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&file), 0);
+        let text = output(&spawner, &mut shell("readlink /proc/self/fd/0; cat"));
+        assert_eq!(text, "/dev/null\n");
+        spawner.stop().unwrap();
+    })
+    .finish();
 }
 
 fn streams_are_pipes_files_or_nothing() {
