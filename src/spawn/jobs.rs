@@ -18,7 +18,7 @@ use crate::protocol::outbox::Outbox;
 use crate::protocol::stream::{Side, StreamIn, StreamOut};
 use crate::server::Server;
 use crate::sys::pidfd::PidFd;
-use crate::sys::{fdtable, linger, process, socket};
+use crate::sys::{fdtable, file, linger, process, socket};
 use crate::{Fd, Signal, StartError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -357,7 +357,9 @@ impl Spawner {
             arguments,
             channel: Fd::from(theirs),
         };
-        match self.line.call("job", &request)? {
+        let place =
+            file::memory_file(c"place").map_err(SpawnError::io("keep a place for the process"))?;
+        match self.line.start("job", request, place)? {
             Answer::Started(started) => Ok(Job {
                 process: Spawned::of_job(started, Arc::clone(&self.line))?,
                 channel: channel(ours),

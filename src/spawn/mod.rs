@@ -37,9 +37,11 @@ use crate::entry::Entry;
 use crate::exit::Exit;
 use crate::handle::ServerHandle;
 use crate::server::Server;
+use crate::sys::file;
 use crate::{StartError, StopError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The spawner as an entry, to be listed with [`init`](crate::init) by programs that [launch](Spawner::launch) it.
@@ -87,10 +89,9 @@ impl Spawner {
     /// What kept the program from running, with the system's number for it; or the spawner is gone.
     pub fn spawn(&self, command: &mut Command) -> Result<Spawned, SpawnError> {
         let (request, pipes) = command.to_request()?;
-        let answer: wire::Answer = self.line.call("spawn", &request)?;
-        // The new process has its own copies.
-        drop(request);
-        match answer {
+        let place =
+            file::memory_file(c"place").map_err(SpawnError::io("keep a place for the process"))?;
+        match self.line.start("spawn", request, place)? {
             wire::Answer::Started(started) => Spawned::new(started, pipes, Arc::clone(&self.line)),
             wire::Answer::Failed { action, errno } => Err(SpawnError::Failed {
                 action,
@@ -141,6 +142,24 @@ impl Line {
         let result = client.call(name, args).map_err(SpawnError::from_call)?;
         self.idle().push(client);
         Ok(result)
+    }
+
+    /// Has the spawner start a process. What goes there is closed here before the answer comes, and so is `place`:
+    /// without room for its descriptor, the process would run and nobody would know it.
+    fn start<A: Serialize>(
+        &self,
+        name: &str,
+        request: A,
+        place: OwnedFd,
+    ) -> Result<wire::Answer, SpawnError> {
+        let mut client = self.client()?;
+        let begun = client.begin(name, &request);
+        let begun = begun.and_then(|begun| client.flush().map(|()| begun));
+        drop((request, place));
+        let result = begun.and_then(|begun| client.finish(begun));
+        let answer = result.map_err(SpawnError::from_call)?;
+        self.idle().push(client);
+        Ok(answer)
     }
 
     /// Tells the spawner something, and does not wait for what it says to that.

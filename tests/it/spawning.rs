@@ -22,6 +22,7 @@ crate::tests![
     limits_groups_and_rights_are_set,
     a_caller_without_rights_gets_no_other_user,
     a_full_descriptor_table_is_an_error,
+    without_room_for_a_process_there_is_none,
     sixty_four_threads_spawn_at_once,
     processes_that_nobody_waits_for_are_reaped,
     a_process_outlives_its_request_and_its_spawner,
@@ -429,6 +430,39 @@ fn a_full_descriptor_table_is_an_error() {
     assert_eq!(spawn().unwrap().wait().unwrap(), Exit::Code(0));
     std::fs::remove_file(&mark).unwrap();
     drop(client);
+}
+
+fn without_room_for_a_process_there_is_none() {
+    let spawner = Spawner::start().unwrap();
+    let mark = std::env::temp_dir().join("mark");
+    let null = || std::fs::File::open("/dev/null").unwrap();
+    let mut inheriting = Command::new("touch");
+    inheriting.arg(&mark);
+    let mut given = Command::new("touch");
+    given.arg(&mark).stdin(null()).stdout(null()).stderr(null());
+    // The connection is there.
+    assert_eq!(
+        spawner.spawn(&mut given).unwrap().wait().unwrap(),
+        Exit::Code(0)
+    );
+    std::fs::remove_file(&mark).unwrap();
+    let limit = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    for command in [&mut inheriting, &mut given] {
+        let mut started = 0;
+        for free in 0..8 {
+            leave_descriptors_free(free).unwrap();
+            let process = spawner.spawn(command);
+            nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, limit.0, limit.1).unwrap();
+            if let Ok(mut process) = process {
+                assert_eq!(process.wait().unwrap(), Exit::Code(0));
+                std::fs::remove_file(&mark).unwrap();
+                started += 1;
+            }
+            has_no_children(&spawner);
+            assert!(!mark.exists(), "nobody knows of it, with {free} free");
+        }
+        assert!(started > 2);
+    }
 }
 
 fn sixty_four_threads_spawn_at_once() {
