@@ -84,7 +84,8 @@ impl<A: Serialize + DeserializeOwned> Entry<A> {
         self.start_within(args, START_TIMEOUT)
     }
 
-    /// As [`Entry::start`], with another time than 30 s within which the server must be ready.
+    /// As [`Entry::start`], with another time than 30 s within which the server must be ready. One that is not has up to
+    /// a second more to be gone.
     ///
     /// # Errors
     /// As [`Entry::start`].
@@ -155,6 +156,8 @@ impl<A: DeserializeOwned> sealed::AnyEntry for Entry<A> {
 
 /// To be called first thing in `main`, with all entries of the program, before anything starts threads. It returns at
 /// once, unless this process was launched to be the server of one of them: then it serves, and ends the process.
+///
+/// Call it once: a process that was launched finds its entry in the first list, or not at all.
 ///
 /// # Panics
 /// Two entries have the same name.

@@ -49,6 +49,9 @@ pub static SPAWNER: Entry<()> = Entry::new("forkserver spawner", |()| Ok(service
 
 /// A server that starts processes. It can be used by many threads at once; dropping it stops it, and kills the
 /// processes that are [tied](Command::tied) to it.
+///
+/// If the spawner's process is stopped (`SIGSTOP`), whatever asks it something waits until it goes on, or is stopped
+/// for good by [`Spawner::stop`], which kills it after 4 s. If it is dead nothing waits.
 #[derive(Debug)]
 #[must_use = "dropping the spawner stops it"]
 pub struct Spawner {

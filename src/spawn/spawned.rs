@@ -85,7 +85,8 @@ impl Spawned {
         }
     }
 
-    /// As [`Spawned::wait`], for no longer than `limit`. `None`: it still runs.
+    /// As [`Spawned::wait`], for no longer than `limit`. `None`: it still runs, or is a job that has just ended and whose
+    /// end the spawner has not heard of.
     ///
     /// # Errors
     /// As [`Spawned::wait`].
