@@ -193,11 +193,16 @@ impl Command {
     /// The request for this process, and the caller's ends of the pipes that it asks for.
     pub(super) fn to_request(&self) -> Result<(Request, Pipes), SpawnError> {
         let environment = self.whole_environment();
-        // One that has been removed has no name.
-        let here = std::env::current_dir().ok();
-        let directory = match (here, &self.directory) {
-            (Some(here), Some(directory)) => Some(here.join(directory)),
-            (here, directory) => directory.clone().or(here),
+        let directory = match &self.directory {
+            Some(directory) if directory.is_absolute() => directory.clone(),
+            wanted => {
+                // One that has been removed has no name; the spawner's own would be a surprise.
+                let here = std::env::current_dir();
+                let here = here.map_err(SpawnError::io("find the working directory"))?;
+                wanted
+                    .as_ref()
+                    .map_or(here.clone(), |wanted| here.join(wanted))
+            }
         };
         let (mut descriptors, mut pipes) = (Vec::new(), Pipes::default());
         for (number, (stream, pipe)) in (0..).zip(self.streams.iter().zip(&mut pipes)) {
@@ -226,7 +231,7 @@ impl Command {
                     Bytes::from(name.into_vec())
                 })
                 .collect(),
-            directory: directory.map(|directory| bytes(directory.as_os_str())),
+            directory: Some(bytes(directory.as_os_str())),
             descriptors,
             user: self.user.clone(),
             umask: self.umask,

@@ -30,7 +30,7 @@ pub use self::command::{Command, Stdio};
 pub use self::error::SpawnError;
 pub use self::jobs::{Job, Jobs, Requester};
 pub use self::service::service;
-pub use self::spawned::Spawned;
+pub use self::spawned::{Output, Spawned};
 
 use crate::client::Client;
 use crate::entry::Entry;

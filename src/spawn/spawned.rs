@@ -10,8 +10,9 @@ use super::wire::{Started, Status};
 use crate::Signal;
 use crate::exit::Exit;
 use crate::sys::pidfd::PidFd;
-use crate::sys::process;
+use crate::sys::{poll, process};
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,18 @@ pub struct Spawned {
     exit: Option<Exit>,
     line: Arc<Line>,
     generation: u32,
+}
+
+/// How a process has ended, and what it wrote to the streams that were piped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Output {
+    /// How it has ended.
+    pub exit: Exit,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
 }
 
 impl Spawned {
@@ -83,6 +96,44 @@ impl Spawned {
                 return Ok(exit);
             }
         }
+    }
+
+    /// Closes its standard input, if that is a pipe in our hands, reads what it writes to its piped streams, both at
+    /// once, and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Spawned::wait`]; a pipe cannot be read.
+    pub fn wait_with_output(mut self) -> Result<Output, SpawnError> {
+        drop(self.stdin.take());
+        let mut streams = [self.stdout.take(), self.stderr.take()];
+        let mut texts = [Vec::new(), Vec::new()];
+        let mut buffer = [0; 16 << 10];
+        while streams.iter().any(Option::is_some) {
+            let waited = streams.each_ref();
+            let waited = waited.map(|stream| stream.as_ref().map(AsFd::as_fd));
+            let readable =
+                poll::readable(waited, None).map_err(SpawnError::io("wait for output"))?;
+            for ((stream, text), _) in streams
+                .iter_mut()
+                .zip(&mut texts)
+                .zip(readable)
+                .filter(|(_, readable)| *readable)
+            {
+                match stream.as_mut().map_or(Ok(0), |file| file.read(&mut buffer)) {
+                    Ok(0) => *stream = None,
+                    Ok(len) => text.extend_from_slice(&buffer[..len]),
+                    Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                    Err(err) => return Err(SpawnError::io("read the output")(err)),
+                }
+            }
+        }
+        let [stdout, stderr] = texts;
+        let exit = self.wait()?;
+        Ok(Output {
+            exit,
+            stdout,
+            stderr,
+        })
     }
 
     /// As [`Spawned::wait`], for no longer than `limit`. `None`: it still runs, or is a job that has just ended and whose

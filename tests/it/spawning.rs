@@ -15,6 +15,8 @@ crate::tests![
     a_relative_directory_is_the_callers,
     what_found_a_streams_number_free_is_not_inherited,
     streams_are_pipes_files_or_nothing,
+    both_streams_are_read_at_once,
+    a_working_directory_that_has_been_removed_is_an_error,
     an_end_is_told_truly_and_to_whoever_asks_late,
     what_keeps_a_program_from_running_is_told_with_its_number,
     descriptors_have_their_numbers_and_there_are_no_others,
@@ -155,6 +157,47 @@ fn streams_are_pipes_files_or_nothing() {
         .spawn(Command::new("cat").stdin(Stdio::Piped).stdout(Stdio::Null))
         .unwrap();
     assert_eq!(reads.wait().unwrap(), Exit::Code(0));
+}
+
+fn both_streams_are_read_at_once() {
+    let spawner = Spawner::start().unwrap();
+    let script =
+        "for n in 1 2; do head -c 200000 /dev/zero; head -c 300000 /dev/zero >&2; done; exit 9";
+    let mut command = shell(script);
+    command
+        .stdin(Stdio::Piped)
+        .stdout(Stdio::Piped)
+        .stderr(Stdio::Piped);
+    let output = spawner
+        .spawn(&mut command)
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(output.exit, Exit::Code(9));
+    assert_eq!(
+        (output.stdout.len(), output.stderr.len()),
+        (400_000, 600_000)
+    );
+    let quiet = spawner.spawn(&mut Command::new("true")).unwrap();
+    assert!(quiet.wait_with_output().unwrap().stdout.is_empty());
+}
+
+fn a_working_directory_that_has_been_removed_is_an_error() {
+    let spawner = Spawner::start().unwrap();
+    let directory = std::env::temp_dir().join("gone");
+    std::fs::create_dir(&directory).unwrap();
+    std::env::set_current_dir(&directory).unwrap();
+    std::fs::remove_dir(&directory).unwrap();
+    let err = spawner.spawn(&mut Command::new("true")).unwrap_err();
+    assert!(
+        err.to_string().starts_with("find the working directory: "),
+        "{err}"
+    );
+    let mut process = spawner
+        .spawn(Command::new("true").current_dir("/"))
+        .unwrap();
+    assert_eq!(process.wait().unwrap(), Exit::Code(0));
+    std::env::set_current_dir("/").unwrap();
 }
 
 fn an_end_is_told_truly_and_to_whoever_asks_late() {
