@@ -64,8 +64,9 @@ impl Inbox {
             Some(total) if total > SMALL_READ => total
                 .saturating_sub(self.bytes.len())
                 .clamp(SMALL_READ, self.bytes.len().max(LONG_READ)),
-            // The next one may be like the last: then it comes in one read.
-            _ => self.last_total.clamp(SMALL_READ, MAX_READ),
+            // The next one may be like the last: then it comes in one read. Room for a longer one grows as it comes.
+            _ if self.last_total <= MAX_READ => self.last_total.max(SMALL_READ),
+            _ => SMALL_READ,
         };
         if self.bytes.capacity() - self.bytes.len() < room {
             self.bytes.reserve(room);
