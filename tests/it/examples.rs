@@ -22,6 +22,8 @@ fn run(name: &str, args: &[&str]) -> Output {
     path.push(name);
     Command::new(path)
         .args(args)
+        // Without places where this user may not look.
+        .env("PATH", "/bin:/usr/bin")
         .output()
         .expect("cargo builds the examples with the tests")
 }
