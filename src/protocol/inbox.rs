@@ -198,3 +198,55 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::tests::{feed, null};
+    use std::os::fd::OwnedFd;
+
+    #[test]
+    fn descriptors_belong_to_the_frame_they_came_with() {
+        let fd = || vec![OwnedFd::from(null())];
+        let frame = |fds: u8| {
+            let mut bytes = vec![4, fds, 0, 0, 1, 0, 0, 0, 6, 0, 0, 0];
+            bytes.extend_from_slice(b"\x05count");
+            bytes
+        };
+        let inbox = || {
+            Inbox::new(Bounds {
+                max_frame: 100,
+                max_fds: 10,
+                max_queued: 0,
+            })
+        };
+        let stray = Some(ProtocolError::StrayFds);
+
+        let mut good = inbox();
+        feed(&mut good, &[frame(0), frame(1)].concat(), fd());
+        assert!(good.next_frame().unwrap().unwrap().fds.is_empty());
+        assert_eq!(good.next_frame().unwrap().unwrap().fds.len(), 1);
+        assert!(good.next_frame().unwrap().is_none());
+
+        let mut late = inbox();
+        feed(&mut late, &frame(1)[..5], Vec::new());
+        feed(&mut late, &frame(1)[5..], fd());
+        assert_eq!(
+            late.next_frame().err(),
+            stray,
+            "they came after the frame's first byte"
+        );
+
+        let mut unannounced = inbox();
+        feed(&mut unannounced, &frame(0), fd());
+        assert_eq!(unannounced.next_frame().err(), stray);
+
+        let mut too_few = inbox();
+        feed(&mut too_few, &frame(2), fd());
+        assert_eq!(too_few.next_frame().err(), stray);
+
+        let mut missing = inbox();
+        feed(&mut missing, &frame(1), Vec::new());
+        assert_eq!(missing.next_frame().err(), stray);
+    }
+}

@@ -4,24 +4,23 @@ use super::Step;
 use super::client::{Answer, ClientSession};
 use super::codec;
 use super::ending::Ending;
-use super::frame::ProtocolError;
 use super::inbox::Inbox;
 use super::message::{Class, Denied, ErrorBody, Form, Hello, write_call, write_reply};
 use super::outbox::Outbox;
 use super::server::{Happening, ServerSession};
 use crate::Fd;
 use crate::descriptor::Descriptor;
-use crate::limits::{Bounds, Limits};
+use crate::limits::Limits;
 use crate::password::Password;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-fn password() -> Password {
+pub(super) fn password() -> Password {
     Password::new([b'p'; 32]).unwrap()
 }
 
-fn server_with(limits: Limits, now: Instant) -> ServerSession {
+pub(super) fn server_with(limits: Limits, now: Instant) -> ServerSession {
     ServerSession::new(Arc::new(password()), Arc::new(limits), now)
 }
 
@@ -29,13 +28,13 @@ fn server(now: Instant) -> ServerSession {
     server_with(Limits::default(), now)
 }
 
-fn client() -> ClientSession {
+pub(super) fn client() -> ClientSession {
     ClientSession::new(password(), Limits::default().bounds())
 }
 
 /// Moves at most `most` bytes, as the kernel would: descriptors go with the first byte of what carries them, and
 /// nothing behind them comes with them.
-fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
+pub(super) fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
     let Some(transmit) = from.transmit() else {
         return 0;
     };
@@ -55,13 +54,13 @@ fn carry(from: &mut Outbox, to: &mut Inbox, most: usize) -> usize {
     bytes.len()
 }
 
-fn feed(inbox: &mut Inbox, bytes: &[u8], fds: Vec<OwnedFd>) {
+pub(super) fn feed(inbox: &mut Inbox, bytes: &[u8], fds: Vec<OwnedFd>) {
     inbox.receive_buffer().extend_from_slice(bytes);
     let fds = fds.into_iter().map(Descriptor::from).collect();
     inbox.received(bytes.len(), fds);
 }
 
-fn null() -> Fd {
+pub(super) fn null() -> Fd {
     std::fs::File::open("/dev/null").unwrap().into()
 }
 
@@ -95,7 +94,12 @@ fn serve(session: &mut ServerSession, now: Instant) -> bool {
     }
 }
 
-fn send<T: serde::Serialize>(client: &mut ClientSession, id: u32, name: &str, value: &T) {
+pub(super) fn send<T: serde::Serialize>(
+    client: &mut ClientSession,
+    id: u32,
+    name: &str,
+    value: &T,
+) {
     let (mut frame, slot) = write_call(id, name, None, Form::Call);
     let hash = codec::encode(value, &mut frame, &Limits::default()).unwrap();
     slot.fill(&mut frame, hash);
@@ -411,128 +415,4 @@ fn a_greeting_is_refused_while_draining() {
     assert!(matches!(server.poll(now), Step::Transmit));
     let bytes = server.outbox.transmit().unwrap().slices()[0].to_vec();
     assert_eq!(bytes, Denied::Stopping.write().seal(100, 0).unwrap().buf);
-}
-
-#[test]
-fn descriptors_belong_to_the_frame_they_came_with() {
-    let fd = || vec![OwnedFd::from(null())];
-    let frame = |fds: u8| {
-        let mut bytes = vec![4, fds, 0, 0, 1, 0, 0, 0, 6, 0, 0, 0];
-        bytes.extend_from_slice(b"\x05count");
-        bytes
-    };
-    let inbox = || {
-        Inbox::new(Bounds {
-            max_frame: 100,
-            max_fds: 10,
-            max_queued: 0,
-        })
-    };
-    let stray = Some(ProtocolError::StrayFds);
-
-    let mut good = inbox();
-    feed(&mut good, &[frame(0), frame(1)].concat(), fd());
-    assert!(good.next_frame().unwrap().unwrap().fds.is_empty());
-    assert_eq!(good.next_frame().unwrap().unwrap().fds.len(), 1);
-    assert!(good.next_frame().unwrap().is_none());
-
-    let mut late = inbox();
-    feed(&mut late, &frame(1)[..5], Vec::new());
-    feed(&mut late, &frame(1)[5..], fd());
-    assert_eq!(
-        late.next_frame().err(),
-        stray,
-        "they came after the frame's first byte"
-    );
-
-    let mut unannounced = inbox();
-    feed(&mut unannounced, &frame(0), fd());
-    assert_eq!(unannounced.next_frame().err(), stray);
-
-    let mut too_few = inbox();
-    feed(&mut too_few, &frame(2), fd());
-    assert_eq!(too_few.next_frame().err(), stray);
-
-    let mut missing = inbox();
-    feed(&mut missing, &frame(1), Vec::new());
-    assert_eq!(missing.next_frame().err(), stray);
-}
-
-/// A session that has received a batch of calls, whose answers have `len` bytes each.
-fn answered(limits: &Limits, calls: u32, len: usize) -> ServerSession {
-    let now = Instant::now();
-    let mut client = client();
-    let mut server = server_with(limits.clone(), now);
-    (1..=calls).for_each(|id| send(&mut client, id, "double", &1_u64));
-    carry(&mut client.outbox, &mut server.inbox, 1 << 20);
-    loop {
-        match server.poll(now) {
-            Step::Event(Happening::Authenticated { fds }) => server.welcome(fds),
-            Step::Event(Happening::Call(call)) => {
-                let (mut frame, slot) = write_reply(call.id);
-                slot.give_up(&mut frame);
-                frame.buf.resize(len, 0);
-                server.finish(frame);
-            }
-            _ => return server,
-        }
-    }
-}
-
-#[test]
-fn the_answers_to_a_batch_leave_together_up_to_the_limits() {
-    let welcome = 24;
-    let mut limits = Limits::default();
-    assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 6400);
-    assert_eq!(
-        answered(&limits, 200, 100).outbox.queued(),
-        welcome + 12_800
-    );
-    limits.max_in_flight = 3;
-    assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 300);
-    limits.max_in_flight = 0;
-    assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 100);
-
-    limits = Limits::default();
-    (limits.high_watermark, limits.low_watermark) = (welcome + 500, 100);
-    let mut pressed = answered(&limits, 64, 100);
-    assert_eq!(pressed.outbox.queued(), welcome + 600, "one above the mark");
-    assert!(pressed.is_pressed());
-    let now = Instant::now();
-    pressed.transmitted(welcome + 499, now);
-    assert!(pressed.is_pressed());
-    assert!(matches!(pressed.poll(now), Step::Transmit));
-    pressed.transmitted(1, now);
-    assert!(!pressed.is_pressed(), "no more than the lower mark is left");
-    assert!(matches!(pressed.poll(now), Step::Event(Happening::Call(_))));
-
-    limits = Limits::default();
-    limits.max_queued = limits.max_frame;
-    assert_eq!(
-        answered(&limits, 64, 100).outbox.queued(),
-        welcome + 100,
-        "another answer might not have room"
-    );
-}
-
-#[test]
-fn as_much_may_be_queued_as_the_limit_and_not_one_byte_more() {
-    let limit = 1000;
-    let mut outbox = Outbox::new(Bounds {
-        max_frame: 1 << 20,
-        max_fds: 0,
-        max_queued: limit,
-    });
-    let frame = |len| {
-        let (mut frame, slot) = write_reply(1);
-        slot.give_up(&mut frame);
-        frame.buf.resize(len, 0);
-        frame
-    };
-    outbox.send(frame(600)).unwrap();
-    let refused = ProtocolError::TooMuchQueued { size: 1001, limit };
-    assert_eq!(outbox.send(frame(401)), Err(refused));
-    outbox.send(frame(400)).unwrap();
-    outbox.transmitted(1000);
-    outbox.send(frame(1000)).unwrap();
 }

@@ -67,9 +67,13 @@ pub(crate) fn bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
     Ok(socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?)
 }
 
+/// How many connections may wait to be accepted. Further clients wait in `connect`, where the kernel lets one of them in
+/// for each that is accepted: a flood by one client is so never longer than this before another one's turn.
+const BACKLOG: i32 = 1024;
+
 /// Starts to listen, or listens anew: the kernel attests the process that did it last to clients.
 pub(crate) fn listen(socket: &impl AsFd) -> io::Result<()> {
-    Ok(socket::listen(&socket.as_fd(), Backlog::MAXCONN)?)
+    Ok(socket::listen(&socket.as_fd(), Backlog::new(BACKLOG)?)?)
 }
 
 /// Makes operations on a socket fail where they would wait.

@@ -30,6 +30,18 @@ crate::tests![
     a_deadline_ends_nobody_who_was_on_time,
 ];
 
+/// Whether something takes no longer than it may. On a busy machine it may be interrupted: the best of five counts.
+fn within(limit: Duration, attempt: impl Fn() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 5 {
+        took.push(attempt());
+        if took.last().is_some_and(|took| *took < limit) {
+            return;
+        }
+    }
+    panic!("{took:?}, and no more than {limit:?} is allowed");
+}
+
 fn with_threads(threads: usize) -> Server {
     let mut limits = Limits::default();
     limits.max_threads = threads;
@@ -92,19 +104,22 @@ fn a_newcomer_is_served_while_all_threads_are_chatty() {
 }
 
 fn clients_that_call_once_and_fall_silent_are_all_served() {
-    let server = with_threads(4).start().unwrap();
-    let begun = Instant::now();
-    let mut clients = Vec::new();
-    for _ in 0..64 {
-        let mut client = Client::connect(server.address()).unwrap();
-        assert_eq!(client.call::<_, String>("echo", "once").unwrap(), "once");
-        clients.push(client);
-    }
-    let took = begun.elapsed();
-    assert!(took < Duration::from_millis(200), "{took:?}");
-    for client in &mut clients {
-        assert_eq!(client.call::<_, String>("echo", "again").unwrap(), "again");
-    }
+    within(Duration::from_millis(50), || {
+        let server = with_threads(4).start().unwrap();
+        let begun = Instant::now();
+        let mut clients = Vec::new();
+        for _ in 0..64 {
+            let mut client = Client::connect(server.address()).unwrap();
+            assert_eq!(client.call::<_, String>("echo", "once").unwrap(), "once");
+            clients.push(client);
+        }
+        let took = begun.elapsed();
+
+        for client in &mut clients {
+            assert_eq!(client.call::<_, String>("echo", "again").unwrap(), "again");
+        }
+        took
+    });
 }
 
 fn threads(server: &forkserver::ServerHandle) -> usize {
@@ -135,23 +150,22 @@ fn room_for(wanted: u64) -> usize {
 }
 
 fn a_thousand_silent_clients_do_not_delay_a_stop() {
-    let count = room_for(1000);
-    let server = with_threads(4).start().unwrap();
-    let mut clients: Vec<_> = (0..count)
-        .map(|_| Client::connect(server.address()).unwrap())
-        .collect();
-    for client in &mut clients {
-        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
-    }
-    let strangers: Vec<_> = (0..100).map(|_| Raw::connect(&server)).collect();
-    let begun = Instant::now();
-    assert_eq!(server.stop().unwrap(), Exit::Code(0));
-    assert!(
-        begun.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begun.elapsed()
-    );
-    drop((clients, strangers));
+    within(Duration::from_millis(100), || {
+        let count = room_for(1000);
+        let server = with_threads(4).start().unwrap();
+        let mut clients: Vec<_> = (0..count)
+            .map(|_| Client::connect(server.address()).unwrap())
+            .collect();
+        for client in &mut clients {
+            assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        }
+        let strangers: Vec<_> = (0..100).map(|_| Raw::connect(&server)).collect();
+        let begun = Instant::now();
+        assert_eq!(server.stop().unwrap(), Exit::Code(0));
+        let took = begun.elapsed();
+        drop((clients, strangers));
+        took
+    });
 }
 
 fn slow_handlers_do_not_keep_others_waiting() {
@@ -231,74 +245,72 @@ fn cpu_time(pid: u32) -> Duration {
 }
 
 fn a_full_descriptor_table_costs_no_time_and_ends() {
-    let mut limits = Limits::default();
-    limits.max_unauthenticated = 1000;
-    let definition = echo()
-        .limits(limits)
-        .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?));
-    let server = definition.start().unwrap();
-    let mut client = Client::connect(server.address()).unwrap();
-    client.call::<_, ()>("fill", &3_usize).unwrap();
-    let strangers: Vec<_> = (0..20)
-        .map(|_| {
-            let mut raw = Raw::connect(&server);
-            raw.write(&hello_frame(&server));
-            raw
-        })
-        .collect();
-    let before = cpu_time(server.pid());
-    // Nothing is to happen for a while; there is no event to wait for.
-    assert!(!crate::processes::readable(
-        &server,
-        Duration::from_millis(1000)
-    ));
-    assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
-    let spent = cpu_time(server.pid()) - before;
-    assert!(spent <= Duration::from_millis(50), "{spent:?}");
-    drop(strangers);
-    let begun = Instant::now();
-    let mut newcomer = Client::connect(server.address()).unwrap();
-    assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
-    assert!(
-        begun.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begun.elapsed()
-    );
+    within(Duration::from_millis(100), || {
+        let mut limits = Limits::default();
+        limits.max_unauthenticated = 1000;
+        let definition = echo()
+            .limits(limits)
+            .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?));
+        let server = definition.start().unwrap();
+        let mut client = Client::connect(server.address()).unwrap();
+        client.call::<_, ()>("fill", &3_usize).unwrap();
+        let strangers: Vec<_> = (0..20)
+            .map(|_| {
+                let mut raw = Raw::connect(&server);
+                raw.write(&hello_frame(&server));
+                raw
+            })
+            .collect();
+        let before = cpu_time(server.pid());
+        // Nothing is to happen for a while; there is no event to wait for.
+        assert!(!crate::processes::readable(
+            &server,
+            Duration::from_millis(1000)
+        ));
+        assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
+        let spent = cpu_time(server.pid()) - before;
+        assert!(spent <= Duration::from_millis(50), "{spent:?}");
+        drop(strangers);
+        let begun = Instant::now();
+        let mut newcomer = Client::connect(server.address()).unwrap();
+        assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
+        let took = begun.elapsed();
+        took
+    });
 }
 
 fn ten_thousand_strangers_cost_little() {
-    let count = room_for(10_000);
-    let mut limits = Limits::default();
-    limits.max_threads = 8;
-    limits.max_connections = 20_000;
-    limits.max_unauthenticated = 20_000;
-    limits.auth_timeout = Duration::from_secs(60);
-    let server = echo().limits(limits).start().unwrap();
-    let mut client = Client::connect(server.address()).unwrap();
-    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
-    let before = resident(&server);
-    let mut strangers: Vec<Raw> = Vec::new();
-    for n in 0..count {
-        let mut raw = Raw::connect(&server);
-        // Some begin a hello and never end it.
-        raw.write(&[1, 0, 0][..n % 4]);
-        strangers.push(raw);
-    }
-    let begun = Instant::now();
-    let mut honest = Client::connect(server.address()).unwrap();
-    assert_eq!(
-        honest.call::<_, String>("echo", "honest").unwrap(),
-        "honest"
-    );
-    assert!(
-        begun.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begun.elapsed()
-    );
-    let grown = resident(&server) - before;
-    assert!(grown < 10 << 20, "{} KiB", grown >> 10);
-    drop(strangers);
-    server.stop().unwrap();
+    within(Duration::from_millis(50), || {
+        let count = room_for(10_000);
+        let mut limits = Limits::default();
+        limits.max_threads = 8;
+        limits.max_connections = 20_000;
+        limits.max_unauthenticated = 20_000;
+        limits.auth_timeout = Duration::from_secs(60);
+        let server = echo().limits(limits).start().unwrap();
+        let mut client = Client::connect(server.address()).unwrap();
+        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+        let before = resident(&server);
+        let mut strangers: Vec<Raw> = Vec::new();
+        for n in 0..count {
+            let mut raw = Raw::connect(&server);
+            // Some begin a hello and never end it.
+            raw.write(&[1, 0, 0][..n % 4]);
+            strangers.push(raw);
+        }
+        let begun = Instant::now();
+        let mut honest = Client::connect(server.address()).unwrap();
+        assert_eq!(
+            honest.call::<_, String>("echo", "honest").unwrap(),
+            "honest"
+        );
+        let took = begun.elapsed();
+        let grown = resident(&server) - before;
+        assert!(grown < 10 << 20, "{} KiB", grown >> 10);
+        drop(strangers);
+        server.stop().unwrap();
+        took
+    });
 }
 
 fn a_connection_storm_is_survived() {

@@ -43,16 +43,10 @@ fn shell(script: &str) -> Command {
 
 /// What a shell says on its standard output.
 fn output(spawner: &Spawner, command: &mut Command) -> String {
-    let mut process = spawner.spawn(command.stdout(Stdio::Piped)).unwrap();
-    let mut text = String::new();
-    process
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
-    assert_eq!(process.wait().unwrap(), Exit::Code(0));
-    text
+    let process = spawner.spawn(command.stdout(Stdio::Piped)).unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.exit, Exit::Code(0));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn a_process_has_what_was_asked_for() {

@@ -53,3 +53,94 @@ impl ServerSession {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::limits::{Bounds, Limits};
+    use crate::protocol::Step;
+    use crate::protocol::frame::ProtocolError;
+    use crate::protocol::message::write_reply;
+    use crate::protocol::outbox::Outbox;
+    use crate::protocol::server::{Happening, ServerSession};
+    use crate::protocol::tests::{carry, client, send, server_with};
+    use std::time::Instant;
+
+    /// A session that has received a batch of calls, whose answers have `len` bytes each.
+    fn answered(limits: &Limits, calls: u32, len: usize) -> ServerSession {
+        let now = Instant::now();
+        let mut client = client();
+        let mut server = server_with(limits.clone(), now);
+        (1..=calls).for_each(|id| send(&mut client, id, "double", &1_u64));
+        carry(&mut client.outbox, &mut server.inbox, 1 << 20);
+        loop {
+            match server.poll(now) {
+                Step::Event(Happening::Authenticated { fds }) => server.welcome(fds),
+                Step::Event(Happening::Call(call)) => {
+                    let (mut frame, slot) = write_reply(call.id);
+                    slot.give_up(&mut frame);
+                    frame.buf.resize(len, 0);
+                    server.finish(frame);
+                }
+                _ => return server,
+            }
+        }
+    }
+
+    #[test]
+    fn the_answers_to_a_batch_leave_together_up_to_the_limits() {
+        let welcome = 24;
+        let mut limits = Limits::default();
+        assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 6400);
+        assert_eq!(
+            answered(&limits, 200, 100).outbox.queued(),
+            welcome + 12_800
+        );
+        limits.max_in_flight = 3;
+        assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 300);
+        limits.max_in_flight = 0;
+        assert_eq!(answered(&limits, 64, 100).outbox.queued(), welcome + 100);
+
+        limits = Limits::default();
+        (limits.high_watermark, limits.low_watermark) = (welcome + 500, 100);
+        let mut pressed = answered(&limits, 64, 100);
+        assert_eq!(pressed.outbox.queued(), welcome + 600, "one above the mark");
+        assert!(pressed.is_pressed());
+        let now = Instant::now();
+        pressed.transmitted(welcome + 499, now);
+        assert!(pressed.is_pressed());
+        assert!(matches!(pressed.poll(now), Step::Transmit));
+        pressed.transmitted(1, now);
+        assert!(!pressed.is_pressed(), "no more than the lower mark is left");
+        assert!(matches!(pressed.poll(now), Step::Event(Happening::Call(_))));
+
+        limits = Limits::default();
+        limits.max_queued = limits.max_frame;
+        assert_eq!(
+            answered(&limits, 64, 100).outbox.queued(),
+            welcome + 100,
+            "another answer might not have room"
+        );
+    }
+
+    #[test]
+    fn as_much_may_be_queued_as_the_limit_and_not_one_byte_more() {
+        let limit = 1000;
+        let mut outbox = Outbox::new(Bounds {
+            max_frame: 1 << 20,
+            max_fds: 0,
+            max_queued: limit,
+        });
+        let frame = |len| {
+            let (mut frame, slot) = write_reply(1);
+            slot.give_up(&mut frame);
+            frame.buf.resize(len, 0);
+            frame
+        };
+        outbox.send(frame(600)).unwrap();
+        let refused = ProtocolError::TooMuchQueued { size: 1001, limit };
+        assert_eq!(outbox.send(frame(401)), Err(refused));
+        outbox.send(frame(400)).unwrap();
+        outbox.transmitted(1000);
+        outbox.send(frame(1000)).unwrap();
+    }
+}
