@@ -5,7 +5,6 @@
 use crate::Address;
 use crate::event::Observer;
 use crate::gate::{Gate, Status};
-use crate::limits::Limits;
 use crate::sys::linger::Socket;
 use crate::sys::poll::{self, Waker};
 use crate::sys::socket::Credentials;
@@ -46,7 +45,8 @@ pub struct Control(Arc<ControlState>);
 
 #[derive(Debug)]
 struct ControlState {
-    address: Address,
+    /// By listener.
+    addresses: Vec<(Arc<str>, Address)>,
     states: OnceLock<States>,
     gate: Gate,
     observer: Observer,
@@ -56,16 +56,17 @@ struct ControlState {
 }
 
 impl Control {
+    /// The control of a server with these listeners, of which there is at least one.
     pub(crate) fn new(
-        address: Address,
-        limits: &Limits,
+        addresses: Vec<(Arc<str>, Address)>,
+        gate: Gate,
         observer: Observer,
     ) -> io::Result<Control> {
         let (stop, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Control(Arc::new(ControlState {
-            address,
+            addresses,
             states: OnceLock::new(),
-            gate: Gate::new(limits)?,
+            gate,
             observer,
             waker: Waker::new()?,
             stop,
@@ -113,9 +114,44 @@ impl Control {
         &self.0.observer
     }
 
-    /// Where clients find this server.
+    /// Lets nobody in through a listener until [`Control::start_listener`]: see
+    /// [`ServerHandle::stop_listener`](crate::ServerHandle::stop_listener). Returns at once. `false`: there is none of
+    /// that name.
+    pub fn stop_listener(&self, name: &str) -> bool {
+        self.set_stopped(name, true)
+    }
+
+    /// Lets clients in again through a listener that was stopped. Returns at once. `false`: there is none of that
+    /// name.
+    pub fn start_listener(&self, name: &str) -> bool {
+        self.set_stopped(name, false)
+    }
+
+    fn set_stopped(&self, listener: &str, stopped: bool) -> bool {
+        let known = self.0.gate.set_stopped(listener, stopped);
+        // The control thread does it, so that it is done also while all others are busy.
+        self.wake();
+        known
+    }
+
+    /// Where clients find this server: its first listener.
     pub fn address(&self) -> &Address {
-        &self.0.address
+        &self.0.addresses[0].1
+    }
+
+    /// Where clients find a listener of that name.
+    pub fn address_of(&self, listener: &str) -> Option<&Address> {
+        let found = self
+            .0
+            .addresses
+            .iter()
+            .find(|(name, _)| **name == *listener);
+        found.map(|(_, address)| address)
+    }
+
+    /// Where clients find each listener.
+    pub(crate) fn addresses(&self) -> &[(Arc<str>, Address)] {
+        &self.0.addresses
     }
 
     /// What an [`initialize`](crate::Server::initialize) hook returned: `None` if no hook returned a `T`, or the

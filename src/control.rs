@@ -33,12 +33,14 @@ pub(crate) enum Order {
 }
 
 /// What an owner may ask for.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Status,
     SetMaxConnections(Option<usize>),
     Pause,
     Resume,
+    StopListener(String),
+    StartListener(String),
 }
 
 /// What a server says to its owner.
@@ -52,15 +54,25 @@ pub(crate) enum Report {
     ReadyAt(Place),
     /// It could not be set up, and ends.
     Failed(Failure),
-    /// What was asked for has been done.
-    Answer { number: u64, status: Status },
+    /// What was asked for has been done, or could not be done.
+    Answer {
+        number: u64,
+        result: Result<Status, Refusal>,
+    },
+}
+
+/// Why something has not been done that was asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Refusal {
+    NoSuchListener(String),
+    NotStarted(String),
 }
 
 /// Where a server is that its owner knows nothing of yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Place {
-    /// As [`Address::to_fd`](crate::Address::to_fd) makes it.
-    pub(crate) address: Fd,
+    /// By listener, as [`Address::to_fd`](crate::Address::to_fd) makes it.
+    pub(crate) addresses: Vec<(String, Fd)>,
     pub(crate) grace: Duration,
 }
 

@@ -2,6 +2,10 @@
 //!
 //! Invariant: every error names its cause or its limit, and a failed call says whether its handler may have run.
 
+mod running;
+
+pub use self::running::{ControlError, StopError, StopReason};
+
 use crate::exit::Exit;
 use crate::protocol::frame::ProtocolError;
 use crate::{RemoteFault, Signal};
@@ -89,6 +93,18 @@ pub enum StartError {
     /// Two handlers have the same name.
     #[error("there are two handlers for {name:?}")]
     DuplicateHandler {
+        /// The name.
+        name: String,
+    },
+    /// Two listeners have the same name.
+    #[error("there are two listeners with the name {name:?}")]
+    DuplicateListener {
+        /// The name.
+        name: String,
+    },
+    /// A name that was given to [`Listener::only`](crate::Listener::only) has no handler.
+    #[error("there is no handler for {name:?}")]
+    NoSuchHandler {
         /// The name.
         name: String,
     },
@@ -358,58 +374,6 @@ pub enum StreamError {
     /// The channel was made in another process.
     #[error("the channel belongs to another process, of which this one is a forked copy")]
     WrongProcess,
-    /// The operating system refused something.
-    #[error("{action}: {source}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-/// Why a handler is told to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The server stops.
-    #[error("the server is stopping")]
-    ServerStopping,
-}
-
-/// Why a running server did not do what its owner asked for.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ControlError {
-    /// The handle was made in another process.
-    #[error("the handle belongs to another process, of which this one is a forked copy")]
-    WrongProcess,
-    /// The server is gone, or stops.
-    #[error("the server is gone")]
-    NotRunning,
-    /// It did not answer in time; it may do what it was asked for later.
-    #[error("the server did not answer within {0:?}")]
-    TimedOut(Duration),
-    /// The operating system refused something.
-    #[error("{action}: {source}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-/// Why a server could not be stopped.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StopError {
-    /// The handle was made in another process.
-    #[error("the handle belongs to another process, of which this one is a forked copy")]
-    WrongProcess,
-    /// The server is still there: it can be neither killed nor left to its dead-man switch.
-    #[error("the server did not end within {0:?}")]
-    StillRunning(Duration),
     /// The operating system refused something.
     #[error("{action}: {source}")]
     Io {

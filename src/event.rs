@@ -15,6 +15,16 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
+    /// Clients can connect through a listener: at the start, and again after it was stopped.
+    ListenerStarted {
+        /// The listener's name.
+        listener: Arc<str>,
+    },
+    /// A listener has stopped, and the last of its connections has ended.
+    ListenerStopped {
+        /// The listener's name.
+        listener: Arc<str>,
+    },
     /// A client has shown the password.
     Connected {
         /// The connection: [`Context::session_id`](crate::Context::session_id).

@@ -8,12 +8,15 @@ use crate::limits::Limits;
 use crate::sys::poll::Waker;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What a server is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Status {
+    /// Its listeners, in the order in which they were given.
+    pub listeners: Vec<ListenerStatus>,
     /// Connections that are being served, whether they have shown the password or not.
     pub connections: usize,
     /// How many of them a stream's handler has.
@@ -28,9 +31,33 @@ pub struct Status {
     pub calls: u64,
 }
 
+/// What a listener is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// Connections that came through it and are being served.
+    pub connections: usize,
+    /// How many there may be at a time.
+    pub max_connections: usize,
+    /// It was told to stop, and lets nobody in.
+    pub stopped: bool,
+}
+
+/// One listener's part of the way in.
+#[derive(Debug)]
+struct Way {
+    name: Arc<str>,
+    max_connections: usize,
+    connections: AtomicUsize,
+    stopped: AtomicBool,
+}
+
 /// The way in.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    ways: Vec<Way>,
     /// What the definition and the descriptor table allow.
     ceiling: AtomicUsize,
     /// What was asked for since; `usize::MAX`: nothing less.
@@ -45,8 +72,19 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(limits: &Limits) -> io::Result<Gate> {
+    /// The way into a server with these listeners, and how many connections each may have.
+    pub(crate) fn new(
+        limits: &Limits,
+        listeners: impl Iterator<Item = (Arc<str>, usize)>,
+    ) -> io::Result<Gate> {
+        let way = |(name, max_connections)| Way {
+            name,
+            max_connections,
+            connections: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+        };
         Ok(Gate {
+            ways: listeners.map(way).collect(),
             ceiling: AtomicUsize::new(limits.max_connections),
             wanted: AtomicUsize::new(usize::MAX),
             paused: AtomicBool::new(false),
@@ -74,22 +112,49 @@ impl Gate {
         self.waker.wake();
     }
 
-    /// Why nobody may be accepted; `None`: one more may.
-    pub(crate) fn closed(&self) -> Option<PauseReason> {
+    /// Lets nobody in through a listener, or lets them in again. `false`: there is none of that name.
+    pub(crate) fn set_stopped(&self, listener: &str, stopped: bool) -> bool {
+        let way = self.ways.iter().find(|way| &*way.name == listener);
+        if let Some(way) = way {
+            way.stopped.store(stopped, Ordering::SeqCst);
+        }
+        way.is_some()
+    }
+
+    /// Whether a listener was told to stop.
+    pub(crate) fn is_stopped(&self, listener: usize) -> bool {
+        self.ways[listener].stopped.load(Ordering::SeqCst)
+    }
+
+    /// Why nobody may be accepted by a listener; `None`: one more may.
+    pub(crate) fn closed(&self, listener: usize) -> Option<PauseReason> {
         if self.paused.load(Ordering::SeqCst) {
             return Some(PauseReason::Requested);
         }
-        (self.connections.load(Ordering::SeqCst) >= self.limit())
-            .then_some(PauseReason::MaxConnections)
+        let way = &self.ways[listener];
+        let is_full = self.connections.load(Ordering::SeqCst) >= self.limit()
+            || way.connections.load(Ordering::SeqCst) >= way.max_connections;
+        is_full.then_some(PauseReason::MaxConnections)
     }
 
-    pub(crate) fn entered(&self) {
+    /// A connection begins, which came through `listener`, if through any.
+    pub(crate) fn entered(&self, listener: Option<usize>) {
+        if let Some(listener) = listener {
+            self.ways[listener]
+                .connections
+                .fetch_add(1, Ordering::SeqCst);
+        }
         self.connections.fetch_add(1, Ordering::SeqCst);
         self.accepted.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn left(&self) {
+    pub(crate) fn left(&self, listener: Option<usize>) {
         self.connections.fetch_sub(1, Ordering::SeqCst);
+        if let Some(listener) = listener {
+            self.ways[listener]
+                .connections
+                .fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     pub(crate) fn set_streams(&self, count: usize) {
@@ -105,7 +170,14 @@ impl Gate {
     }
 
     pub(crate) fn status(&self) -> Status {
+        let listener = |way: &Way| ListenerStatus {
+            name: way.name.to_string(),
+            connections: way.connections.load(Ordering::SeqCst),
+            max_connections: way.max_connections,
+            stopped: way.stopped.load(Ordering::SeqCst),
+        };
         Status {
+            listeners: self.ways.iter().map(listener).collect(),
             connections: self.connections.load(Ordering::SeqCst),
             streams: self.streams.load(Ordering::SeqCst),
             max_connections: self.limit(),

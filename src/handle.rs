@@ -4,9 +4,9 @@
 //! it, a handle stops the server; in a forked copy of that process it only closes.
 
 use crate::child::Child;
-use crate::control::{Order, Report, Request};
+use crate::control::{Order, Refusal, Report, Request};
 use crate::exit::Exit;
-use crate::listener::Footprint;
+use crate::listener::Footprints;
 use crate::sys::{process, socket};
 use crate::{Address, Client, ConnectError, ControlError, Fd, Status, StopError};
 use std::io;
@@ -24,8 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(4);
 #[must_use = "dropping the handle stops the server"]
 pub struct ServerHandle {
     child: Option<Child>,
-    address: Address,
-    footprint: Option<Footprint>,
+    /// By listener; there is at least one.
+    addresses: Vec<(String, Address)>,
+    footprints: Footprints,
     grace: Duration,
     generation: u32,
     /// The number of the last question; one is asked at a time.
@@ -35,23 +36,29 @@ pub struct ServerHandle {
 impl ServerHandle {
     pub(crate) fn new(
         child: Child,
-        address: Address,
-        footprint: Option<Footprint>,
+        addresses: Vec<(String, Address)>,
+        footprints: Footprints,
         grace: Duration,
     ) -> ServerHandle {
         ServerHandle {
             child: Some(child),
-            address,
-            footprint,
+            addresses,
+            footprints,
             grace,
             generation: process::generation(),
             questions: Mutex::new(0),
         }
     }
 
-    /// Where clients find the server.
+    /// Where clients find the server: its first listener.
     pub fn address(&self) -> &Address {
-        &self.address
+        &self.addresses[0].1
+    }
+
+    /// Where clients find the listener of that name.
+    pub fn address_of(&self, listener: &str) -> Option<&Address> {
+        let found = self.addresses.iter().find(|(name, _)| name == listener);
+        found.map(|(_, address)| address)
     }
 
     /// The server's process id.
@@ -81,9 +88,9 @@ impl ServerHandle {
             .control
             .send(&order, Some(Instant::now() + PATIENCE))
         {
-            Ok(()) => Ok(Client::over(ours, self.address.password.clone())),
+            Ok(()) => Ok(Client::over(ours, self.address().password.clone())),
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
-                path: self.address.path.clone(),
+                path: self.address().path.clone(),
             }),
             Err(err) if err.kind() == io::ErrorKind::TimedOut => {
                 Err(ConnectError::TimedOut(PATIENCE))
@@ -129,6 +136,25 @@ impl ServerHandle {
         self.ask(Request::Resume).map(drop)
     }
 
+    /// Lets nobody in through a listener until [`ServerHandle::start_listener`]: its socket's file is renamed (to
+    /// `<name>.stopped`), those who wait in its backlog are turned away, those who came through it before may finish
+    /// what is under way, for the server's grace, and its streams are told to stop. Other listeners, and this handle's
+    /// own connections, go on. Returns when the server has confirmed that nobody comes in.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`], and [`ControlError::NoSuchListener`].
+    pub fn stop_listener(&self, name: &str) -> Result<(), ControlError> {
+        self.ask(Request::StopListener(name.into())).map(drop)
+    }
+
+    /// Lets clients in again through a listener that was stopped, at the same address. Returns when they can connect.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::stop_listener`], and [`ControlError::NotStarted`].
+    pub fn start_listener(&self, name: &str) -> Result<(), ControlError> {
+        self.ask(Request::StartListener(name.into())).map(drop)
+    }
+
     fn ask(&self, request: Request) -> Result<Status, ControlError> {
         if !self.is_ours() {
             return Err(ControlError::WrongProcess);
@@ -158,7 +184,12 @@ impl ServerHandle {
         .map_err(failed)?;
         loop {
             match line.receive(deadline).map_err(failed)? {
-                Some(Report::Answer { number, status }) if number == *last => return Ok(status),
+                Some(Report::Answer { number, result }) if number == *last => {
+                    return result.map_err(|refusal| match refusal {
+                        Refusal::NoSuchListener(name) => ControlError::NoSuchListener(name),
+                        Refusal::NotStarted(name) => ControlError::NotStarted(name),
+                    });
+                }
                 // The answer to an earlier question, which nobody waits for any more.
                 Some(_) => {}
                 None => return Err(ControlError::NotRunning),
@@ -228,11 +259,11 @@ impl ServerHandle {
     fn halt(&mut self, patience: Duration) -> Result<Exit, StopError> {
         let grace = self.grace;
         let at_most = patience.saturating_add(grace);
-        self.end("stop the server", at_most, |child, footprint| {
+        self.end("stop the server", at_most, |child, footprints| {
             child.stop(patience, grace, || {
                 // The last descriptor of a removed directory makes the file system forget it, which takes as long
                 // as the server takes to end.
-                footprint.take_if(|footprint| footprint.is_gone());
+                footprints.forget_gone();
             })
         })
     }
@@ -241,7 +272,7 @@ impl ServerHandle {
         &mut self,
         action: &'static str,
         patience: Duration,
-        end: impl FnOnce(Child, &mut Option<Footprint>) -> io::Result<Option<Exit>>,
+        end: impl FnOnce(Child, &mut Footprints) -> io::Result<Option<Exit>>,
     ) -> Result<Exit, StopError> {
         if !self.is_ours() {
             return Err(StopError::WrongProcess);
@@ -250,12 +281,10 @@ impl ServerHandle {
             return Ok(Exit::Unknown);
         };
         let exit =
-            end(child, &mut self.footprint).map_err(|source| StopError::Io { action, source })?;
+            end(child, &mut self.footprints).map_err(|source| StopError::Io { action, source })?;
         let exit = exit.ok_or(StopError::StillRunning(patience))?;
         // The server removes its own, unless it was killed.
-        if let Some(footprint) = self.footprint.take() {
-            footprint.remove();
-        }
+        std::mem::take(&mut self.footprints).remove();
         Ok(exit)
     }
 

@@ -85,6 +85,7 @@ pub use bytes::Bytes;
 pub use channel::{Channel, End, ReceiveHalf, SendHalf, Served, StopToken};
 pub use client::{Client, Pending};
 pub use context::{Context, Control, Peer};
+pub use engine::Engine;
 pub use entry::{AnyEntry, Entry, init};
 pub use error::{
     CallError, ConnectError, ControlError, Delivery, Error, Result, StartError, StopError,
@@ -94,7 +95,7 @@ pub use event::{Event, PauseReason};
 pub use exit::Exit;
 pub use fault::{Fault, RemoteFault};
 pub use fd::Fd;
-pub use gate::Status;
+pub use gate::{ListenerStatus, Status};
 pub use handle::ServerHandle;
 pub use limits::Limits;
 pub use listener::Listener;

@@ -13,7 +13,7 @@ use crate::protocol::frame::Outgoing;
 use crate::protocol::message::{Call, Class, EncodedValue, ErrorBody, write_reply};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// The longest name that a call can carry.
@@ -127,6 +127,19 @@ type Handler =
 type StreamHandler = dyn Fn(EncodedValue, &Limits) -> Result<RunStream, Failure> + Send + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
 
+/// What holds for calls that come through one listener.
+pub(crate) struct Scope<'a> {
+    pub(crate) limits: &'a Limits,
+    /// The only names that there are.
+    pub(crate) only: Option<&'a HashSet<String>>,
+}
+
+impl Scope<'_> {
+    fn admits(&self, name: &str) -> bool {
+        self.only.is_none_or(|only| only.contains(name))
+    }
+}
+
 /// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
 #[derive(Clone, Default)]
 pub(crate) struct Service {
@@ -190,6 +203,10 @@ impl Service {
         self.fallback = Some(fallback);
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.handlers.contains_key(name)
+    }
+
     pub(crate) fn duplicate(&self) -> Option<&str> {
         self.duplicate.as_deref()
     }
@@ -202,8 +219,13 @@ impl Service {
     }
 
     /// Answers a call, or says what its stream is to be handed to.
-    pub(crate) fn answer(&self, context: &mut Context, mut call: Call, limits: &Limits) -> Outcome {
-        match panics::catch(|| self.dispatch(context, &mut call, limits)) {
+    pub(crate) fn answer(
+        &self,
+        context: &mut Context,
+        mut call: Call,
+        scope: &Scope<'_>,
+    ) -> Outcome {
+        match panics::catch(|| self.dispatch(context, &mut call, scope)) {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(body)) => Outcome::Answer(body.write(call.id)),
             Err(panicked) => {
@@ -218,13 +240,15 @@ impl Service {
         &self,
         context: &mut Context,
         call: &mut Call,
-        limits: &Limits,
+        scope: &Scope<'_>,
     ) -> Result<Outcome, ErrorBody> {
         if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(ErrorBody::new(Class::TooLate, Vec::new()));
         }
         let value = std::mem::take(&mut call.value);
-        match (self.handlers.get_key_value(call.name()), call.stream) {
+        let limits = scope.limits;
+        let known = self.handlers.get_key_value(call.name());
+        match (known.filter(|_| scope.admits(call.name())), call.stream) {
             (Some((_, Entry::Call(handler))), false) => {
                 let answer = handler(context, call.id, value, limits);
                 answer.map(Outcome::Answer).map_err(ErrorBody::from)
@@ -235,8 +259,10 @@ impl Service {
                 Ok(Outcome::Stream(StreamTask { name, run }))
             }
             (Some(_), asked_for_stream) => Err(ErrorBody::wrong_form(!asked_for_stream)),
-            (None, false) => self.fall_back(context, call, value, limits),
-            (None, true) => Err(self.unknown(call.name())),
+            (None, false) if scope.admits(call.name()) => {
+                self.fall_back(context, call, value, scope)
+            }
+            (None, _) => Err(self.unknown(call.name(), scope)),
         }
     }
 
@@ -245,22 +271,23 @@ impl Service {
         context: &mut Context,
         call: &Call,
         value: EncodedValue,
-        limits: &Limits,
+        scope: &Scope<'_>,
     ) -> Result<Outcome, ErrorBody> {
         let Some(fallback) = &self.fallback else {
-            return Err(self.unknown(call.name()));
+            return Err(self.unknown(call.name(), scope));
         };
-        let raw = Raw::received(value, limits.clone());
+        let raw = Raw::received(value, scope.limits.clone());
         let result = fallback(context, call.name(), raw).map_err(Failure::Fault)?;
         Ok(Outcome::Answer(result.into_reply(call.id)))
     }
 
-    fn unknown(&self, name: &str) -> ErrorBody {
-        ErrorBody::new(Class::UnknownName, self.nearest(name).into_iter().collect())
+    fn unknown(&self, name: &str, scope: &Scope<'_>) -> ErrorBody {
+        let nearest = self.nearest(name, scope);
+        ErrorBody::new(Class::UnknownName, nearest.into_iter().collect())
     }
 
     /// The known name that is most like `name`, if one is like it at all.
-    fn nearest(&self, name: &str) -> Option<String> {
+    fn nearest(&self, name: &str, scope: &Scope<'_>) -> Option<String> {
         const ALIKE: f64 = 0.6;
         let alike = |known: &Arc<str>| {
             (
@@ -271,6 +298,7 @@ impl Service {
         let nearest = self
             .handlers
             .keys()
+            .filter(|known| scope.admits(known))
             .map(alike)
             .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         nearest

@@ -1,12 +1,12 @@
 //! Telling handlers to stop, with the reason, by something that can be waited for.
 //!
-//! Invariant: once told, a token stays told.
+//! Invariant: once told, a token stays told, and so do all that depend on it.
 
 use crate::error::StopReason;
 use crate::sys::poll::Waker;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// What tells a stream's handler to stop. Cheap to clone, and of use from any thread.
 ///
@@ -18,19 +18,39 @@ pub struct StopToken(Arc<Inner>);
 struct Inner {
     reason: OnceLock<StopReason>,
     waker: Waker,
+    /// Those that are told when this one is: of a server its listeners', of a listener its connections'.
+    dependents: Mutex<Vec<Weak<Inner>>>,
 }
 
 impl StopToken {
     pub(crate) fn new() -> io::Result<StopToken> {
-        let (reason, waker) = (OnceLock::new(), Waker::new()?);
-        Ok(StopToken(Arc::new(Inner { reason, waker })))
+        Ok(StopToken(Arc::new(Inner {
+            reason: OnceLock::new(),
+            waker: Waker::new()?,
+            dependents: Mutex::default(),
+        })))
     }
 
-    /// Tells all who have the token. Only the first reason counts.
-    pub(crate) fn stop(&self, reason: StopReason) {
-        if self.0.reason.set(reason).is_ok() {
-            self.0.waker.wake();
+    /// A token that is told when this one is, and maybe before.
+    pub(crate) fn child(&self) -> io::Result<StopToken> {
+        let child = StopToken::new()?;
+        let mut dependents = self.0.dependents();
+        if dependents.len() == dependents.capacity() {
+            // Instead of growing for those that are gone.
+            dependents.retain(|dependent| dependent.strong_count() > 0);
         }
+        dependents.push(Arc::downgrade(&child.0));
+        drop(dependents);
+        // It may have been told before it knew of this one.
+        if let Some(reason) = self.reason() {
+            child.stop(reason);
+        }
+        Ok(child)
+    }
+
+    /// Tells all who have the token, or one that depends on it. Only the first reason counts.
+    pub(crate) fn stop(&self, reason: StopReason) {
+        self.0.stop(reason);
     }
 
     /// Why the handler shall stop, if it shall.
@@ -41,6 +61,24 @@ impl StopToken {
     /// Whether the handler shall stop.
     pub fn is_stopped(&self) -> bool {
         self.reason().is_some()
+    }
+}
+
+impl Inner {
+    fn stop(&self, reason: StopReason) {
+        if self.reason.set(reason).is_ok() {
+            self.waker.wake();
+        }
+        let dependents = std::mem::take(&mut *self.dependents());
+        for dependent in dependents.iter().filter_map(Weak::upgrade) {
+            dependent.stop(reason);
+        }
+    }
+
+    fn dependents(&self) -> MutexGuard<'_, Vec<Weak<Inner>>> {
+        self.dependents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,10 @@
 //! Invariant: a connection is counted from before its thread starts until after its socket is closed; the count is
 //! made of guards and cannot drift.
 
+use super::Port;
+use crate::channel::StopToken;
 use crate::context::{Control, Peer};
+use crate::error::StopReason;
 use crate::event::{Event, Observer};
 use crate::protocol::ending::Ending;
 use crate::sys::linger::Socket;
@@ -30,6 +33,8 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct State {
     live: HashMap<u64, Live>,
+    /// By listener.
+    ports: Vec<PortState>,
     /// How many of them a stream's handler has.
     dedicated: usize,
     /// Those that have not shown the password yet; the first has been here for longest.
@@ -38,8 +43,20 @@ struct State {
     draining: bool,
 }
 
+/// Those who came through one listener.
+#[derive(Default)]
+struct PortState {
+    /// Nobody comes in.
+    stopped: bool,
+    current: usize,
+    /// Those who were there when it stopped.
+    former: usize,
+}
+
 struct Live {
     socket: Arc<Socket>,
+    /// The listener it came through, and how often that had stopped by then.
+    port: Option<(usize, u64)>,
     dedicated: bool,
     /// It had to make room for others.
     crowded_out: bool,
@@ -65,9 +82,13 @@ pub(crate) enum Left {
 
 impl Connections {
     /// None yet; of those that come, at most `max_strangers` without the password.
-    pub(crate) fn new(control: Control, max_strangers: usize) -> Arc<Connections> {
+    pub(crate) fn new(control: Control, max_strangers: usize, ports: usize) -> Arc<Connections> {
+        let state = State {
+            ports: (0..ports).map(|_| PortState::default()).collect(),
+            ..State::default()
+        };
         Arc::new(Connections {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             changed: Condvar::new(),
             control,
             max_strangers,
@@ -77,27 +98,34 @@ impl Connections {
         })
     }
 
-    /// Counts a connection in. `None`: the server is stopping.
+    /// Counts a connection in, which `came` through the listener, or is treated as if it had. `None`: the server, or
+    /// that listener, is stopping.
     pub(crate) fn enter(
         self: &Arc<Connections>,
         socket: &Arc<Socket>,
-        listener: &Arc<str>,
+        port: &Arc<Port>,
+        came: bool,
         peer: Peer,
     ) -> Option<Entry> {
         let mut state = self.lock();
-        if state.draining {
+        if state.draining || came && state.ports[port.index].stopped {
             return None;
         }
         state.last_id += 1;
         let id = state.last_id;
+        let stops = came.then(|| port.stops());
+        if came {
+            state.ports[port.index].current += 1;
+        }
         let live = Live {
             socket: Arc::clone(socket),
+            port: stops.map(|stops| (port.index, stops)),
             dedicated: false,
             crowded_out: false,
         };
         state.live.insert(id, live);
         state.strangers.insert(id);
-        self.control.gate().entered();
+        self.control.gate().entered(came.then_some(port.index));
         if state.strangers.len() > self.max_strangers {
             // The oldest goes, so that those who say nothing keep nobody out.
             let oldest = state.strangers.pop_first();
@@ -108,7 +136,8 @@ impl Connections {
         }
         Some(Entry {
             id,
-            listener: Arc::clone(listener),
+            port: Arc::clone(port),
+            stops,
             peer,
             is_known: false,
             ending: Ending::Broken,
@@ -129,12 +158,61 @@ impl Connections {
 
     /// Lets no connection in any more, and makes those that wait for a call look up: for them, the client has
     /// finished. Calls that have arrived can still be read, and are answered. Streams go on.
-    pub(crate) fn drain(&self) {
+    pub(crate) fn drain(&self, ports: &[Arc<Port>]) {
         let mut state = self.lock();
         state.draining = true;
         self.draining.store(true, Ordering::SeqCst);
         let ordinary = state.live.values().filter(|live| !live.dedicated);
         ordinary.for_each(|live| socket::shut_down_reading(&*live.socket));
+        let stopped = ports.iter().filter(|port| state.stop_port(port.index));
+        let stopped: Vec<_> = stopped.collect();
+        drop(state);
+        stopped.into_iter().for_each(|port| self.tell_stopped(port));
+    }
+
+    /// As [`Connections::drain`], for one listener; its streams are told to stop.
+    pub(crate) fn drain_listener(&self, port: &Port) {
+        let mut state = self.lock();
+        let theirs = |live: &&Live| live.port.is_some_and(|(index, _)| index == port.index);
+        let ordinary = state.live.values().filter(|live| !live.dedicated);
+        // What the others have sent by now is still answered, or refused.
+        ordinary
+            .filter(theirs)
+            .for_each(|live| socket::shut_down_reading(&*live.socket));
+        port.has_stopped();
+        let has_none = state.stop_port(port.index);
+        drop(state);
+        port.stop_token().stop(StopReason::ListenerStopping);
+        if has_none {
+            self.tell_stopped(port);
+        }
+    }
+
+    fn tell_stopped(&self, port: &Port) {
+        let listener = Arc::clone(&port.bound.name);
+        let observer = self.control.observer();
+        observer.tell(|| Event::ListenerStopped { listener });
+    }
+
+    /// Lets connections in again through a listener that had stopped.
+    pub(crate) fn undrain_listener(&self, port: &Port) {
+        self.lock().ports[port.index].stopped = false;
+    }
+
+    /// Ends the connections that a listener had when it stopped, whatever is under way.
+    pub(crate) fn cut_listener(&self, port: &Port) {
+        let state = self.lock();
+        let is_former = |live: &&Live| {
+            live.port
+                .is_some_and(|(index, stops)| index == port.index && stops != port.stops())
+        };
+        let former = state.live.values().filter(is_former);
+        former.for_each(|live| socket::shut_down(&*live.socket));
+    }
+
+    /// Whether the server is stopping.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
     }
 
     /// Waits until no connection is left that is not a stream's, or until the deadline, and says what is left.
@@ -172,10 +250,24 @@ impl Connections {
     }
 }
 
+impl State {
+    /// Lets nobody in through a listener. `true`: it has no connections.
+    fn stop_port(&mut self, index: usize) -> bool {
+        let counts = &mut self.ports[index];
+        if std::mem::replace(&mut counts.stopped, true) {
+            return false;
+        }
+        counts.former += std::mem::take(&mut counts.current);
+        counts.former == 0
+    }
+}
+
 /// A connection's place among those that are served.
 pub(crate) struct Entry {
     pub(crate) id: u64,
-    pub(crate) listener: Arc<str>,
+    pub(crate) port: Arc<Port>,
+    /// How often its listener had stopped when it came through it.
+    stops: Option<u64>,
     pub(crate) peer: Peer,
     /// The client has shown the password, and somebody has been told so.
     is_known: bool,
@@ -191,7 +283,7 @@ impl Entry {
         self.is_known = true;
         self.observer().tell(|| Event::Connected {
             session: self.id,
-            listener: Arc::clone(&self.listener),
+            listener: Arc::clone(&self.port.bound.name),
             peer: self.peer,
         });
     }
@@ -213,7 +305,7 @@ impl Entry {
     /// The connection becomes a stream's, until [`Entry::undedicate`].
     pub(crate) fn dedicate(&self, max: usize) -> Result<(), NotDedicated> {
         let mut state = self.connections.lock();
-        if state.draining {
+        if self.is_draining() {
             return Err(NotDedicated::Stopping);
         }
         if state.dedicated >= max {
@@ -229,7 +321,7 @@ impl Entry {
         self.set_dedicated(&mut state, false);
         match state.live.get(&self.id) {
             // As those that were there when the drain began.
-            Some(live) if state.draining => socket::shut_down_reading(&*live.socket),
+            Some(live) if self.is_draining() => socket::shut_down_reading(&*live.socket),
             _ => {}
         }
     }
@@ -248,7 +340,29 @@ impl Entry {
 
     /// Whether the connection is to end as soon as nothing is under way.
     pub(crate) fn is_draining(&self) -> bool {
-        self.connections.draining.load(Ordering::SeqCst)
+        self.connections.is_draining() || self.stops.is_some_and(|stops| stops != self.port.stops())
+    }
+
+    /// What tells the connection's stream to stop.
+    pub(crate) fn stop_token(&self, server: &StopToken) -> StopToken {
+        match self.stops {
+            Some(_) => self.port.stop_token(),
+            None => server.clone(),
+        }
+    }
+
+    /// The connection is over, for its listener. `true`: it was the last that a stopped one had.
+    fn leave_port(&self, state: &mut State) -> bool {
+        let Some(stops) = self.stops else {
+            return false;
+        };
+        let counts = &mut state.ports[self.port.index];
+        if stops == self.port.stops() && !counts.stopped {
+            counts.current -= 1;
+            return false;
+        }
+        counts.former -= 1;
+        counts.former == 0
     }
 }
 
@@ -263,8 +377,10 @@ impl Drop for Entry {
         // client likes: nobody else must wait with us.
         let crowded_out = gone.is_some_and(|live| live.crowded_out);
         let mut state = connections.lock();
-        connections.control.gate().left();
+        let port = self.stops.map(|_| self.port.index);
+        connections.control.gate().left(port);
         state.strangers.remove(&self.id);
+        let was_last = self.leave_port(&mut state);
         if state.draining && state.live.len() == state.dedicated {
             connections.changed.notify_all();
         }
@@ -275,7 +391,7 @@ impl Drop for Entry {
         }
         let ending = std::mem::replace(&mut self.ending, Ending::Broken);
         let reason = if crowded_out { Ending::Crowded } else { ending };
-        let (listener, peer) = (Arc::clone(&self.listener), self.peer);
+        let (listener, peer) = (Arc::clone(&self.port.bound.name), self.peer);
         self.observer().tell(|| match self.is_known {
             true => Event::Disconnected {
                 session: self.id,
@@ -289,5 +405,8 @@ impl Drop for Entry {
                 reason,
             },
         });
+        if was_last {
+            connections.tell_stopped(&self.port);
+        }
     }
 }

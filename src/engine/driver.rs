@@ -13,7 +13,7 @@ use crate::panics;
 use crate::protocol::Step;
 use crate::protocol::message::{Call, Class, ErrorBody};
 use crate::protocol::server::{Happening, ServerSession};
-use crate::service::{self, Outcome, StreamTask};
+use crate::service::{self, Outcome, Scope, StreamTask};
 use crate::sys::epoll::Interest;
 use crate::sys::linger::{self, Socket};
 use crate::sys::rights::Rights;
@@ -58,12 +58,10 @@ pub(super) enum Turn {
 
 impl Driver {
     pub(super) fn new(site: Arc<Site>, socket: Arc<Socket>, entry: Entry) -> Box<Driver> {
-        let (password, limits) = (
-            Arc::clone(&site.listener.password),
-            Arc::clone(&site.limits),
-        );
+        let port = &entry.port;
+        let (password, limits) = (Arc::clone(&port.bound.password), Arc::clone(&port.limits));
         let session = ServerSession::new(password, limits, Instant::now());
-        let refuses_rights = site.listener.refuses_rights();
+        let refuses_rights = port.bound.refuses_rights();
         socket.set_may_hold_rights(!refuses_rights);
         let connection = Connection::new(socket);
         Box::new(Driver {
@@ -107,6 +105,23 @@ impl Driver {
     /// Whether something waits to be sent.
     pub(super) fn has_output(&self) -> bool {
         self.session.outbox.queued() > 0
+    }
+
+    /// Whether nothing is to be done until the client begins something. If so, it has begun to be silent.
+    pub(super) fn falls_silent(&mut self) -> bool {
+        let is_idle = !self.has_output()
+            && !self.has_input()
+            && self.session.ending().is_none()
+            && !self.entry.is_draining();
+        if is_idle {
+            self.session.falls_silent(Instant::now);
+        }
+        is_idle
+    }
+
+    /// What tells its stream to stop.
+    pub(super) fn stop_token(&self) -> StopToken {
+        self.entry.stop_token(&self.site.stop)
     }
 
     /// Whether something has been received and not been looked at.
@@ -162,6 +177,13 @@ impl Driver {
         kept.is_ok() && socket::allow_rights(&self.connection, true).is_ok()
     }
 
+    /// Sends what waits to be sent, as far as the kernel takes it. If the connection is broken, the next turn finds out.
+    pub(super) fn send_now(&mut self) {
+        if let Ok(len @ 1..) = self.connection.transmit_now(&self.session.outbox) {
+            self.has_sent(len, Instant::now());
+        }
+    }
+
     /// Whether what the session was parked for has come after all. Its deadline is then no reason to end it.
     pub(super) fn moves_after_all(&mut self) -> bool {
         let turn = match self.interest {
@@ -185,17 +207,14 @@ impl Driver {
     }
 
     /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
-    /// [`Driver::run_stream`] or [`Driver::refuse`] must follow.
-    pub(super) fn answer(&mut self, call: Call, loans: &Loans) -> Option<StreamTask> {
+    /// [`Driver::run_stream`] or [`Driver::refuse`] must follow. `loans`: where what was lent is.
+    pub(super) fn answer(&mut self, call: Call, loans: Option<&Loans>) -> Option<StreamTask> {
         let Site {
-            control,
-            listener,
-            service,
-            limits,
-            ..
+            control, service, ..
         } = &*self.site;
+        let port = &self.entry.port;
         let context = self.context.get_or_insert_with(|| {
-            let (control, name) = (control.clone(), Arc::clone(&listener.name));
+            let (control, name) = (control.clone(), Arc::clone(&port.bound.name));
             Box::new(Context::new(
                 control,
                 name,
@@ -207,10 +226,16 @@ impl Driver {
         control.gate().call_begins();
         let deadline = |timeout| Instant::now().checked_add(timeout);
         context.begin_call(call.timeout.and_then(deadline));
-        let outcome = service.answer(context, call, limits);
+        let scope = Scope {
+            limits: &port.limits,
+            only: port.bound.only.as_deref(),
+        };
+        let outcome = service.answer(context, call, &scope);
         let is_urgent = context.has_deferred();
-        if let Some(outbox) = self.loan.as_ref().and_then(|loan| loans.reclaim(loan)) {
-            self.session.take_back(outbox);
+        if let (Some(loan), Some(loans)) = (&self.loan, loans) {
+            if let Some(outbox) = loans.reclaim(loan) {
+                self.session.take_back(outbox);
+            }
         }
         match outcome {
             Outcome::Answer(answer) => {
@@ -221,7 +246,7 @@ impl Driver {
                 }
                 self.tell_pressure(false);
             }
-            Outcome::Stream(task) => match self.entry.dedicate(limits.max_dedicated) {
+            Outcome::Stream(task) => match self.entry.dedicate(self.site.limits.max_dedicated) {
                 Ok(()) => return Some(task),
                 Err(NotDedicated::Full) => self.refuse(task, ErrorBody::busy("max_dedicated")),
                 Err(NotDedicated::Stopping) => {
@@ -253,7 +278,13 @@ impl Driver {
         };
         let (id, home) = (self.session.call_id(), Arc::default());
         let parts = self.session.open_stream();
-        let mut channel = Channel::serve(parts, &self.connection, &self.site.limits, stop, &home);
+        let mut channel = Channel::serve(
+            parts,
+            &self.connection,
+            &self.entry.port.limits,
+            stop,
+            &home,
+        );
         let session = self.entry.id;
         let observer = self.entry.observer();
         observer.tell(|| Event::StreamOpened { session });
@@ -284,16 +315,20 @@ impl Driver {
         };
         match written {
             Ok(len) => {
-                let was_pressed = self.session.is_pressed();
-                self.session.transmitted(len, now);
-                self.tell_pressure(was_pressed);
-                if self.session.outbox.queued() == 0 {
-                    self.flushed();
-                }
+                self.has_sent(len, now);
                 Turn::Moved
             }
             Err(err) if is_timeout(&err) => Turn::Waits(Interest::Writable),
             Err(err) => self.broke("sendmsg", &err),
+        }
+    }
+
+    fn has_sent(&mut self, len: usize, now: Instant) {
+        let was_pressed = self.session.is_pressed();
+        self.session.transmitted(len, now);
+        self.tell_pressure(was_pressed);
+        if self.session.outbox.queued() == 0 {
+            self.flushed();
         }
     }
 

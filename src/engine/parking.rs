@@ -3,23 +3,23 @@
 //! Invariant: a parked session belongs to nobody; whoever gets its event, or finds its deadline passed, takes it
 //! out and is alone with it.
 
+use super::deadlines::Deadlines;
 use super::driver::Driver;
 use crate::context::Control;
 use crate::sys::epoll::{EventSet, Interest};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// The names of events that are not about a session; sessions are numbered from 1.
+/// The name of the event that is about no session and no listener; sessions are numbered from 1.
 pub(super) const WAKER: u64 = 0;
-pub(super) const LISTENER: u64 = u64::MAX;
 
-/// Parked sessions, and the event set in which they, the listener and a waker are.
+/// Parked sessions, and the event set in which they, the listeners and a waker are.
 pub(super) struct Parking {
-    pub(super) events: EventSet,
+    pub(super) events: Arc<EventSet>,
     lot: Mutex<Lot>,
     queue_is_next: AtomicBool,
     /// Its waker makes whoever waits for events look at the deadlines again.
@@ -31,7 +31,7 @@ struct Lot {
     sessions: HashMap<u64, Box<Driver>>,
     /// Sessions that could go on at once, and give others the precedence.
     queued: VecDeque<Box<Driver>>,
-    deadlines: BTreeSet<(Instant, u64)>,
+    deadlines: Deadlines,
     /// Until when the leader sleeps, if it does; `None`: until something happens.
     sleeps_until: Option<Instant>,
 }
@@ -39,7 +39,7 @@ struct Lot {
 impl Parking {
     pub(super) fn new(control: Control) -> io::Result<Parking> {
         Ok(Parking {
-            events: EventSet::new()?,
+            events: Arc::new(EventSet::new()?),
             lot: Mutex::default(),
             queue_is_next: AtomicBool::new(false),
             control,
@@ -57,7 +57,7 @@ impl Parking {
         let deadline = driver.prepare_to_rest(interest);
         let mut lot = self.lock();
         if let Some(deadline) = deadline {
-            lot.deadlines.insert((deadline, id));
+            lot.deadlines.insert(deadline, id);
             if lot.sleeps_until.is_none_or(|until| deadline < until) {
                 lot.sleeps_until = Some(deadline);
                 self.control.gate().waker().wake();
@@ -81,23 +81,19 @@ impl Parking {
     /// Takes a session out whose deadline has passed.
     pub(super) fn take_expired(&self, now: Instant) -> Option<Box<Driver>> {
         let mut lot = self.lock();
-        let (deadline, id) = lot.deadlines.first().copied()?;
-        if deadline > now {
-            return None;
-        }
+        let id = lot.deadlines.expired(now)?;
         lot.take(id)
     }
 
     /// When the first deadline passes.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.lock().deadlines.first().map(|(deadline, _)| *deadline)
+        self.lock().deadlines.first()
     }
 
     /// Until when the leader may sleep: the first deadline, or `other` if that is earlier.
     pub(super) fn sleep_until(&self, other: Option<Instant>) -> Option<Instant> {
         let mut lot = self.lock();
-        let first = lot.deadlines.first().map(|(deadline, _)| *deadline);
-        lot.sleeps_until = [first, other].into_iter().flatten().min();
+        lot.sleeps_until = [lot.deadlines.first(), other].into_iter().flatten().min();
         lot.sleeps_until
     }
 
@@ -130,7 +126,7 @@ impl Lot {
     fn take(&mut self, id: u64) -> Option<Box<Driver>> {
         let driver = self.sessions.remove(&id)?;
         if let Some(deadline) = driver.deadline() {
-            self.deadlines.remove(&(deadline, id));
+            self.deadlines.remove(deadline, id);
         }
         Some(driver)
     }

@@ -3,24 +3,23 @@
 //! Invariant: a handler, or a client, that takes its time costs one thread and nobody else's. The last free thread
 //! never sleeps for a single client, so that silent ones cost no thread and chatty ones starve nobody.
 
-use super::Site;
-use super::acceptance::{Acceptance, most_connections};
 use super::connections::{Connections, Left};
 use super::crew::{Crew, Relief, Watch};
 use super::driver::{Driver, Turn};
-use super::living::Living;
 use super::loans::Loans;
-use super::parking::{LISTENER, Parking, WAKER};
-use crate::channel::StopToken;
+use super::parking::{Parking, WAKER};
+use super::reception::{Reception, listener_of};
+use super::threads::Threads;
+use super::{Duties, Host, Site, has_come};
 use crate::error::StopReason;
-use crate::protocol::message::{Call, ErrorBody};
+use crate::protocol::message::Call;
 use crate::service::StreamTask;
 use crate::sys::epoll::Interest;
+use crate::sys::poll;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// A leader sleeps for this many clients in a row that do nothing.
@@ -28,114 +27,119 @@ const PATIENCE: u32 = 2;
 /// A thread gives a chatty client's place to one that waits at most this often.
 const SWAP: Duration = Duration::from_millis(1);
 /// How often the watchdog looks.
-pub(crate) const TICK: Duration = Duration::from_millis(1);
-/// How long threads may take to end when all connections have.
-const LEAVING: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(1);
 
 /// A running engine.
 pub(crate) struct Threaded {
     shared: Arc<Shared>,
-    watch: Mutex<Watch>,
+    watch: Watch,
+    /// There may be something for the watchdog to see.
+    watching: bool,
 }
 
-pub(super) struct Shared {
-    pub(super) site: Arc<Site>,
-    pub(super) connections: Arc<Connections>,
-    pub(super) parking: Parking,
+struct Shared {
+    site: Arc<Site>,
+    connections: Arc<Connections>,
+    parking: Parking,
+    reception: Reception,
     crew: Crew,
     /// The last free thread found clients ready without waiting: there are more than threads.
     crowded: AtomicBool,
     /// How often in a row a leader has slept for a client that did nothing.
     in_vain: AtomicU32,
-    pub(super) acceptance: Mutex<Acceptance>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    living: Living,
+    threads: Threads,
     loans: Loans,
-    /// Told to the handlers of streams when the server stops.
-    stop: StopToken,
 }
 
 impl Threaded {
-    pub(crate) fn start(site: Arc<Site>) -> io::Result<Threaded> {
-        let gate = site.control.gate();
-        gate.lower_ceiling(most_connections()?);
-        let parking = Parking::new(site.control.clone())?;
-        parking.events.watch(gate.waker().as_fd(), WAKER)?;
+    pub(super) fn start(site: Arc<Site>) -> io::Result<Threaded> {
+        let control = &site.control;
+        let parking = Parking::new(control.clone())?;
         parking
             .events
-            .watch(site.listener.socket.as_fd(), LISTENER)?;
+            .watch(control.gate().waker().as_fd(), WAKER)?;
+        let strangers = site.limits.max_unauthenticated;
+        let connections = Connections::new(control.clone(), strangers, site.ports.len());
+        let (hosts, events) = (Arc::clone(&connections), Arc::clone(&parking.events));
         let shared = Arc::new(Shared {
-            connections: Connections::new(site.control.clone(), site.limits.max_unauthenticated),
+            reception: Reception::open(Arc::clone(&site), hosts, events)?,
+            connections,
             crew: Crew::new(site.limits.max_threads),
             crowded: AtomicBool::new(false),
             in_vain: AtomicU32::new(0),
-            acceptance: Mutex::default(),
-            threads: Mutex::default(),
-            living: Living::default(),
+            threads: Threads::default(),
             loans: Loans::default(),
-            stop: StopToken::new()?,
             site,
             parking,
         });
         shared.spawn()?;
         Ok(Threaded {
             shared,
-            watch: Mutex::default(),
+            watch: Watch::default(),
+            watching: true,
         })
     }
 
-    /// Serves a connection that did not come through the listener.
-    pub(crate) fn serve(&self, socket: OwnedFd) -> io::Result<()> {
-        self.shared.take_on(socket)
+    /// Serves until the duties say that the server is to stop. This thread is the watchdog, and does the duties.
+    pub(super) fn run(&mut self, duties: &mut dyn Duties) {
+        loop {
+            let tick = self.watching.then(|| Instant::now() + TICK);
+            // A poll that fails would fail for ever: no memory, or a descriptor that somebody closed under us.
+            let Ok([called]) = poll::readable([Some(duties.as_fd())], tick) else {
+                return;
+            };
+            if called && !duties.attend(self) {
+                return;
+            }
+            // Whoever calls may want the watchdog.
+            self.watching |= called;
+            self.look();
+        }
     }
 
-    /// What the watchdog does every [`TICK`]. `false`: there is nothing to look at, until it is woken.
-    pub(crate) fn look(&self) -> bool {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.look(&mut watch)
+    /// What the watchdog does every [`TICK`].
+    fn look(&mut self) {
+        self.watching = self.watching && self.shared.look(&mut self.watch);
     }
 
-    /// Begins no call any more, and accepts nobody. Returns at once.
-    pub(crate) fn begin_drain(&self) {
-        self.shared.accept_no_more();
-        self.shared.connections.drain();
+    pub(super) fn begin_drain(&mut self) {
+        self.shared.connections.drain(&self.shared.site.ports);
+        self.shared.reception.review();
         self.shared.wake();
     }
 
-    /// Waits until the connections have finished what they had begun, and tells the streams to stop when all
-    /// calls have been answered, or at `tell_at`. `false`: some had not finished by the deadline. Threads that have no
-    /// connection any more have [`LEAVING`] to end.
-    pub(crate) fn finish_drain(self, tell_at: Option<Instant>, deadline: Option<Instant>) -> bool {
-        let Threaded { shared, watch } = self;
-        let has_come = |time: Option<Instant>| time.is_some_and(|time| Instant::now() >= time);
-        let connections = &shared.connections;
+    /// Threads that have no connection any more have some time to end.
+    pub(super) fn finish_drain(
+        mut self,
+        tell_at: Option<Instant>,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let (connections, stop) = (&shared.connections, &shared.site.stop);
         // The watchdog goes on: a leader that is stuck must not hold the others up.
+        self.watching = true;
         let finished = loop {
             let tick = Instant::now() + TICK;
             let until = deadline.map_or(tick, |deadline| deadline.min(tick));
-            let left = match shared.stop.is_stopped() {
+            let left = match stop.is_stopped() {
                 false => connections.wait_for_calls(until),
                 true => connections.wait_for_all(until),
             };
             match left {
                 Left::Nothing => break true,
                 _ if has_come(deadline) => break false,
-                Left::Dedicated => shared.stop.stop(StopReason::ServerStopping),
-                Left::Calls if has_come(tell_at) => shared.stop.stop(StopReason::ServerStopping),
+                Left::Dedicated => stop.stop(StopReason::ServerStopping),
+                Left::Calls if has_come(tell_at) => stop.stop(StopReason::ServerStopping),
                 Left::Calls => {}
             }
-            let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.look(&mut watch);
+            shared.look(&mut self.watch);
         };
         shared.crew.end();
         shared.wake();
         match finished {
             true => {
-                // Whatever a thread still closes, nobody needs to wait for: it ends with the process, or when it
-                // is through.
-                let through = shared.living.wait_until_none(Instant::now() + LEAVING);
-                shared.join(|thread| through || thread.is_finished());
-                shared.turn_away_all();
+                shared.threads.end();
+                shared.reception.turn_away_all();
             }
             // Those who wait for their clients shall not do so for ever in a process that goes on.
             false => connections.cut(),
@@ -144,65 +148,38 @@ impl Threaded {
     }
 }
 
+impl Host for Threaded {
+    fn serve(&mut self, socket: OwnedFd) -> io::Result<()> {
+        // On the control thread, which reads no client's bytes.
+        match self.shared.reception.take_on(socket)? {
+            Some(driver) => self.shared.parking.park(driver, Interest::Readable),
+            None => Ok(()),
+        }
+    }
+
+    fn review(&mut self) {
+        self.shared.reception.review();
+    }
+}
+
 impl Shared {
     /// Starts a thread, which the crew has counted.
     fn spawn(self: &Arc<Shared>) -> io::Result<()> {
         let shared = Arc::clone(self);
-        self.start_thread("worker", move || shared.work())
-    }
-
-    fn start_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let life = self.living.begin();
-        let body = move || {
-            let _life = life;
-            body();
-        };
-        let thread = thread::Builder::new().name(name.into()).spawn(body)?;
-        // Those of streams come and go.
-        self.join(JoinHandle::is_finished);
-        self.threads().push(thread);
-        Ok(())
-    }
-
-    /// Waits for threads that are about to end.
-    fn join(&self, which: impl Fn(&JoinHandle<()>) -> bool) {
-        let mut threads = self.threads();
-        let (ending, others) = std::mem::take(&mut *threads).into_iter().partition(which);
-        *threads = others;
-        drop(threads);
-        // A thread does not panic; handlers' panics are caught.
-        let ending: Vec<_> = ending;
-        ending.into_iter().for_each(|thread| drop(thread.join()));
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.start("worker", move || shared.work())
     }
 
     /// Gives a connection a thread of its own, in which its stream's handler runs.
     fn dedicate(self: &Arc<Shared>, driver: Box<Driver>, task: StreamTask) {
-        // The thread takes both out, unless there is none.
-        let slot = Arc::new(Mutex::new(Some((driver, task))));
-        let take =
-            |slot: &Mutex<Option<_>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (shared, theirs) = (Arc::clone(self), Arc::clone(&slot));
-        let run = move || {
-            if let Some((mut driver, task)) = take(&theirs) {
-                driver.run_stream(task, shared.stop.clone());
-                shared.parking.queue(driver);
-            }
-        };
-        if self.start_thread("stream", run).is_err() {
-            if let Some((mut driver, task)) = take(&slot) {
-                let body = ErrorBody::busy("the number of threads that the system allows");
-                driver.refuse(task, body);
-                self.parking.queue(driver);
-            }
-        }
+        let shared = Arc::clone(self);
+        let stop = driver.stop_token();
+        self.threads.dedicate(driver, task, &stop, move |driver| {
+            shared.parking.queue(driver);
+        });
     }
 
     /// Makes the leader look.
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         self.site.control.gate().waker().wake();
     }
 
@@ -223,7 +200,7 @@ impl Shared {
         if driver.lend(&self.loans) && self.crew.wake_watchdog() {
             self.site.control.wake();
         }
-        driver.answer(call, &self.loans)
+        driver.answer(call, Some(&self.loans))
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
@@ -253,14 +230,17 @@ impl Shared {
             self.site.control.wake();
         }
         match event {
-            Some(LISTENER) => self.accept(token),
             // Not cleared at the end: whoever else sleeps here shall wake up, too.
             Some(WAKER) if self.crew.is_ending() => {}
             Some(WAKER) => {
                 self.site.control.gate().waker().clear();
             }
-            Some(id) => {
-                if let Some(driver) = self.parking.take(id) {
+            Some(event) => {
+                let driver = match listener_of(event) {
+                    Some(listener) => self.reception.accept(listener),
+                    None => self.parking.take(event),
+                };
+                if let Some(driver) = driver {
                     self.serve(driver, Some(token));
                 }
             }
@@ -271,7 +251,7 @@ impl Shared {
             }
         }
         self.expire(token);
-        self.review_acceptance();
+        self.reception.review();
         self.crew.end_event(number)
     }
 
@@ -292,7 +272,7 @@ impl Shared {
                 return Ok(event);
             }
         }
-        let deadline = self.parking.sleep_until(self.acceptance().not_before);
+        let deadline = self.parking.sleep_until(self.reception.sleep_until());
         self.parking.events.next(deadline)
     }
 
@@ -310,7 +290,7 @@ impl Shared {
 
     /// Serves a session, for as long as it needs a thread. A leader gives the lead away to somebody at the second
     /// call: the client is a chatty one, and worth staying with.
-    pub(super) fn serve(self: &Arc<Shared>, mut driver: Box<Driver>, lead: Option<u64>) {
+    fn serve(self: &Arc<Shared>, mut driver: Box<Driver>, lead: Option<u64>) {
         let (mut calls, mut since) = (0, None);
         loop {
             match driver.turn(self.may_sleep(lead)) {
@@ -377,9 +357,11 @@ impl Shared {
             return self.parking.take_queued();
         }
         let ready = match self.parking.events.next_now() {
-            // The leader will see these again.
-            Ok(None | Some(WAKER | LISTENER)) | Err(_) => None,
-            Ok(Some(id)) => self.parking.take(id),
+            Ok(Some(event)) if event != WAKER && listener_of(event).is_none() => {
+                self.parking.take(event)
+            }
+            // The leader will see the others again.
+            Ok(_) | Err(_) => None,
         };
         ready.or_else(|| self.parking.take_queued())
     }

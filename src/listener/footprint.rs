@@ -8,7 +8,7 @@ use crate::sys::file::{self, FileId};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a server leaves in the file system, for whoever removes it: the server itself, or its owner after it was
 /// killed.
@@ -38,7 +38,7 @@ pub(crate) struct FootprintParts {
 }
 
 impl Footprint {
-    pub(crate) fn into_parts(self) -> FootprintParts {
+    fn into_parts(self) -> FootprintParts {
         let FileId {
             device,
             inode,
@@ -80,10 +80,32 @@ impl Footprint {
         self.directory.as_raw_fd()
     }
 
+    /// Gives the socket another name, so that nobody finds it, or its own again. Doing it twice is doing it once.
+    ///
+    /// # Errors
+    /// `AlreadyExists`: a file that is not ours has its name.
+    pub(super) fn set_hidden(&self, hidden: bool) -> std::io::Result<()> {
+        let other = hidden_name(&self.name);
+        let (from, to) = match hidden {
+            true => (&self.name, &other),
+            false => (&other, &self.name),
+        };
+        match file::look(&self.directory, to) {
+            Ok(info) if info.id == self.id => Ok(()),
+            _ => file::rename_new(&self.directory, from, to),
+        }
+    }
+
+    fn remove_socket(&self) {
+        for name in [&self.name, &hidden_name(&self.name)] {
+            let _ = file::remove_if(&self.directory, name, self.id);
+        }
+    }
+
     /// Removes the socket, if it still is ours. What cannot be removed stays: a later start at the same path
     /// finds it dead.
-    pub(crate) fn remove(&self) {
-        let _ = file::remove_if(&self.directory, &self.name, self.id);
+    fn remove(&self) {
+        self.remove_socket();
         match &self.kind {
             FootprintKind::Private(path) => {
                 let _ = file::remove_directory(path);
@@ -100,8 +122,8 @@ impl Footprint {
     }
 
     /// Whether nothing is left that [`Footprint::remove`] would remove: the server has done it.
-    pub(crate) fn is_gone(&self) -> bool {
-        let is_missing = |name| match file::look(&self.directory, name) {
+    fn is_gone(&self) -> bool {
+        let is_missing = |name: &Path| match file::look(&self.directory, name) {
             Err(err) => err.kind() == ErrorKind::NotFound,
             Ok(_) => false,
         };
@@ -110,17 +132,50 @@ impl Footprint {
             FootprintKind::Private(_) => {
                 file::look_at(&self.directory).is_ok_and(|info| info.links == 0)
             }
-            FootprintKind::Locked(lock) => is_missing(&self.name) && is_missing(lock),
+            FootprintKind::Locked(lock) => {
+                is_missing(&self.name) && is_missing(&hidden_name(&self.name)) && is_missing(lock)
+            }
         }
     }
 
     /// As [`Footprint::remove`], for the server, which has the lock.
     pub(super) fn remove_own(&self, lock: Option<&OwnedFd>) {
         if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {
-            let _ = file::remove_if(&self.directory, &self.name, self.id);
+            self.remove_socket();
             let _ = lock::remove(&self.directory, lock, name);
         } else {
             self.remove();
         }
+    }
+}
+
+/// What a socket is called while its listener is stopped.
+pub(super) fn hidden_name(name: &Path) -> PathBuf {
+    let mut hidden = name.as_os_str().to_owned();
+    hidden.push(".stopped");
+    hidden.into()
+}
+
+/// What all listeners of a server leave.
+#[derive(Debug, Default)]
+pub(crate) struct Footprints(Vec<Footprint>);
+
+impl Footprints {
+    pub(crate) fn add(&mut self, footprint: Option<Footprint>) {
+        self.0.extend(footprint);
+    }
+
+    /// Removes what is left.
+    pub(crate) fn remove(self) {
+        self.0.iter().for_each(Footprint::remove);
+    }
+
+    /// Lets go of what is gone.
+    pub(crate) fn forget_gone(&mut self) {
+        self.0.retain(|footprint| !footprint.is_gone());
+    }
+
+    pub(crate) fn into_parts(self) -> impl Iterator<Item = FootprintParts> {
+        self.0.into_iter().map(Footprint::into_parts)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: who has it locked owns the path; it says which socket it was that its last owner made there.
 
+use super::footprint::hidden_name;
 use super::in_use;
 use crate::StartError;
 use crate::error::Context as _;
@@ -79,6 +80,10 @@ impl Lock {
         let recorded = self.recorded();
         if !self.is_new && recorded.is_none() && !self.is_empty() {
             return Err(in_use(path, "its lock file is not ours"));
+        }
+        if let Some(recorded) = recorded {
+            // It may have been stopped when it died.
+            let _ = file::remove_if(directory, &hidden_name(Path::new(name)), recorded);
         }
         let Ok(info) = file::look(directory, Path::new(name)) else {
             return Ok(());

@@ -3,20 +3,24 @@
 //! Invariant: whether a server is alive at a path is told by a lock that it holds, never by trying to connect; no
 //! file is removed but a socket of ours whose server is dead. Everything is refused before anything is changed.
 
+mod bound;
 mod footprint;
 mod lock;
 
+pub(crate) use self::bound::Bound;
 use self::footprint::FootprintKind;
-pub(crate) use self::footprint::{Footprint, FootprintParts};
+pub(crate) use self::footprint::{Footprint, FootprintParts, Footprints};
 use self::lock::Lock;
 use crate::StartError;
 use crate::error::Context as _;
+use crate::limits::Limits;
 use crate::password::Password;
 use crate::sys::file::{self, FileId, Info};
 use crate::sys::{process, socket};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +45,8 @@ pub struct Listener {
     pub(crate) name: Arc<str>,
     password: Option<Password>,
     user: Option<(u32, u32)>,
+    limits: Option<Arc<Limits>>,
+    only: Option<Arc<HashSet<String>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +90,8 @@ impl Listener {
             name: "default".into(),
             password: None,
             user: None,
+            limits: None,
+            only: None,
         }
     }
 
@@ -106,16 +114,36 @@ impl Listener {
         self
     }
 
+    /// How much clients that come this way may take, instead of the [server's limits](crate::Server::limits). Those on
+    /// threads, on streams and on clients without a password are the server's all the same; so is its
+    /// `max_connections`, beside this one.
+    pub fn limits(mut self, limits: Limits) -> Listener {
+        self.limits = Some(Arc::new(limits));
+        self
+    }
+
+    /// The only handlers that clients can call who come this way; for them, the others do not exist. A name without a
+    /// handler is an error at the start.
+    pub fn only<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Listener {
+        self.only = Some(Arc::new(names.into_iter().map(Into::into).collect()));
+        self
+    }
+
+    /// The names given to [`Listener::only`].
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.only.iter().flat_map(|names| names.iter())
+    }
+
     /// As [`Listener::for_user`], unless that was said before: a server that becomes another user must be able to
     /// remove its socket.
-    pub(crate) fn or_for_user(mut self, uid: u32, gid: u32) -> Listener {
-        self.user.get_or_insert((uid, gid));
+    pub(crate) fn or_for_user(mut self, user: Option<(u32, u32)>) -> Listener {
+        self.user = self.user.or(user);
         self
     }
 
     /// Binds the socket, without listening yet. What a server has to keep is in the first result; the second is
     /// for the owner, to clean up after a server that was killed.
-    pub(crate) fn bind(&self) -> Result<(Bound, Option<Footprint>), StartError> {
+    fn bind(&self) -> Result<(Bound, Option<Footprint>), StartError> {
         let password = match &self.password {
             Some(password) => password.clone(),
             None => Password::generate().start("make a password")?,
@@ -139,6 +167,8 @@ impl Listener {
             name,
             password: Arc::new(password),
             admitted,
+            limits: self.limits.clone(),
+            only: self.only.clone(),
             lock,
             footprint,
             refuses_rights: false,
@@ -293,68 +323,25 @@ impl Listener {
     }
 }
 
+/// Binds all of a server's listeners, or none. See [`Listener::bind`].
+pub(crate) fn bind_all(listeners: &[Listener]) -> Result<(Vec<Bound>, Footprints), StartError> {
+    let (mut all, mut footprints) = (Vec::new(), Footprints::default());
+    for listener in listeners {
+        let bound = listener.bind().inspect_err(|_| {
+            all.iter().for_each(Bound::remove_file);
+        });
+        let (bound, footprint) = bound?;
+        all.push(bound);
+        footprints.add(footprint);
+    }
+    Ok((all, footprints))
+}
+
 /// A socket in its place, with lock and footprint if its file is ours.
 struct Placed {
     socket: OwnedFd,
     path: PathBuf,
     ours: Option<(OwnedFd, Footprint)>,
-}
-
-/// A listener that is bound to its path. The server holds it; the owner forgets it after the fork.
-#[derive(Debug)]
-pub(crate) struct Bound {
-    pub(crate) socket: OwnedFd,
-    pub(crate) path: PathBuf,
-    pub(crate) name: Arc<str>,
-    pub(crate) password: Arc<Password>,
-    /// Users whose processes may connect.
-    pub(crate) admitted: Vec<u32>,
-    lock: Option<OwnedFd>,
-    footprint: Option<Footprint>,
-    refuses_rights: bool,
-}
-
-impl Bound {
-    /// The rest of the socket's set-up, and a copy of the footprint for the owner.
-    fn finish(&mut self) -> Result<Option<Footprint>, StartError> {
-        // Descriptors are refused until the password was right. An older kernel cannot refuse them; there, they
-        // are discarded on arrival.
-        let refused = socket::allow_rights(&self.socket, false).start("refuse descriptors")?;
-        // Who has connected before, to a socket that was handed in, could send them.
-        self.refuses_rights = refused && self.footprint.is_some();
-        socket::set_nonblocking(&self.socket).start("set up the socket")?;
-        self.footprint
-            .as_ref()
-            .map(Footprint::try_clone)
-            .transpose()
-            .start("copy a descriptor")
-    }
-
-    /// Whether the kernel refuses descriptors that are sent before the password.
-    pub(crate) fn refuses_rights(&self) -> bool {
-        self.refuses_rights
-    }
-
-    /// Lets clients connect. The kernel attests the process that calls this to them.
-    pub(crate) fn listen(&self) -> std::io::Result<()> {
-        socket::listen(&self.socket)
-    }
-
-    /// Removes the socket's file, and what belongs to it.
-    pub(crate) fn remove_file(&self) {
-        if let Some(footprint) = &self.footprint {
-            footprint.remove_own(self.lock.as_ref());
-        }
-    }
-
-    /// The descriptors that the server must keep.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        let lock = self.lock.as_ref().map(AsRawFd::as_raw_fd);
-        let directory = self.footprint.as_ref().map(Footprint::directory);
-        [Some(self.socket.as_raw_fd()), lock, directory]
-            .into_iter()
-            .flatten()
-    }
 }
 
 /// A path to `path` in `directory` that fits into a socket's address.

@@ -366,6 +366,14 @@ impl ServerSession {
         Some(Step::Receive)
     }
 
+    /// Nothing is under way, and nothing has come: the time of silence begins. [`ServerSession::poll`] would see to it
+    /// as well, behind a look at the clock, which is needed only if that time has an end.
+    pub(crate) fn falls_silent(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(limit) = self.limits.idle_timeout {
+            self.enter(Phase::Idle, Some(limit), now());
+        }
+    }
+
     fn flush(&mut self, now: Instant) -> Step<Happening> {
         self.enter(Phase::Sending, Some(self.limits.write_timeout), now);
         if self.deadline.is_some_and(|deadline| now >= deadline) {

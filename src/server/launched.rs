@@ -10,9 +10,10 @@ use crate::child::{Child, Ties};
 use crate::control::{Failure, Place, Report};
 use crate::error::Context as _;
 use crate::handle::ServerHandle;
-use crate::listener::Footprint;
+use crate::listener::{self, Bound, Footprint, Footprints};
 use crate::sys::{deadman, fdtable};
 use crate::{Exit, Fd, StartError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Server {
@@ -37,20 +38,23 @@ impl Server {
         setup::at("dead-man switch", deadman::disarm(ties.lifeline()))?;
         let standard = setup::at("standard streams", fdtable::occupy_standard())?;
         let listening = |err: StartError| Failure::new("listener", err, false);
-        let (bound, footprint) = self.listener().bind().map_err(listening)?;
+        let (bound, footprints) = listener::bind_all(&self.listeners()).map_err(listening)?;
         drop(standard);
-        if let Some(footprint) = footprint {
-            let report = Report::Bound(footprint.into_parts());
+        for parts in footprints.into_parts() {
             // As always: an owner that is gone needs no report.
-            let _ = ties.control.send(&report, None);
+            let _ = ties.control.send(&Report::Bound(parts), None);
         }
-        let clean_up = |_: &Failure| bound.remove_file();
+        let clean_up = |_: &Failure| bound.iter().for_each(Bound::remove_file);
         let signals = setup::take_signals(self).inspect_err(clean_up)?;
         setup::become_process(self, ties).inspect_err(clean_up)?;
         let serving = setup::prepare(self, bound, signals)?;
-        let address = setup::at("address", serving.site.control.address().to_fd());
+        let addresses = serving.site.control.addresses().iter();
+        let to_fd = |(name, address): &(Arc<str>, Address)| {
+            Ok((name.to_string(), Fd::from(address.to_fd()?)))
+        };
+        let addresses = setup::at("address", addresses.map(to_fd).collect());
         let place = Place {
-            address: Fd::from(address.inspect_err(|_| serving.site.listener.remove_file())?),
+            addresses: addresses.inspect_err(|_| serving.site.remove_files())?,
             grace: self.grace,
         };
         Ok((serving, Report::ReadyAt(place)))
@@ -64,59 +68,64 @@ impl ServerHandle {
         timeout: Duration,
         deadline: Option<Instant>,
     ) -> Result<ServerHandle, StartError> {
-        let mut footprint = None;
-        match wait_for_place(&child, timeout, deadline, &mut footprint) {
-            Ok((address, grace)) => Ok(ServerHandle::new(child, address, footprint, grace)),
+        let mut footprints = Footprints::default();
+        match wait_for_place(&child, timeout, deadline, &mut footprints) {
+            Ok((addresses, grace)) => Ok(ServerHandle::new(child, addresses, footprints, grace)),
             Err(err) => {
                 let control = child.give_up();
                 while let Ok(Some(report)) = control.receive::<Report>(Some(Instant::now())) {
                     if let Report::Bound(parts) = report {
-                        footprint = Footprint::from_parts(parts).ok();
+                        footprints.add(Footprint::from_parts(parts).ok());
                     }
                 }
-                if let Some(footprint) = footprint {
-                    footprint.remove();
-                }
+                footprints.remove();
                 Err(err)
             }
         }
     }
 }
 
-/// Where the server is, and its grace. What it has put into the file system is in `footprint` as soon as it says so.
+/// Where the server is, and its grace. What it has put into the file system is in `footprints` as soon as it says so.
 fn wait_for_place(
     child: &Child,
     timeout: Duration,
     deadline: Option<Instant>,
-    footprint: &mut Option<Footprint>,
-) -> Result<(Address, Duration), StartError> {
+    footprints: &mut Footprints,
+) -> Result<(Vec<(String, Address)>, Duration), StartError> {
     let place = loop {
         match setup::next_report(child, timeout, deadline)? {
             Report::Bound(parts) => {
                 let parts = Footprint::from_parts(parts).start("take the server's directory")?;
-                *footprint = Some(parts);
+                footprints.add(Some(parts));
             }
             Report::ReadyAt(place) => break place,
             // No server that is launched says anything else before it is ready.
             _ => return Err(StartError::Died(Exit::Unknown)),
         }
     };
-    let file = place
-        .address
-        .into_owned()
-        .start("take the server's address")?;
-    let address = Address::from_fd(file).map_err(|err| StartError::Child {
-        stage: "address".into(),
-        message: err.to_string(),
-    })?;
-    let identity = Identity {
-        pid: child.pid,
-        inode: child.identity(),
-        ..address.identity
+    let read = |(name, file): (String, Fd)| {
+        let file = file.into_owned().start("take the server's address")?;
+        let address = Address::from_fd(file).map_err(|err| StartError::Child {
+            stage: "address".into(),
+            message: err.to_string(),
+        })?;
+        let identity = Identity {
+            pid: child.pid,
+            inode: child.identity(),
+            ..address.identity
+        };
+        Ok((
+            name,
+            Address {
+                identity,
+                ..address
+            },
+        ))
     };
-    let address = Address {
-        identity,
-        ..address
-    };
-    Ok((address, place.grace))
+    let addresses: Result<Vec<_>, StartError> = place.addresses.into_iter().map(read).collect();
+    match addresses? {
+        // There is at least one listener.
+        none if none.is_empty() => Err(StartError::Died(Exit::Unknown)),
+        some => Ok((some, place.grace)),
+    }
 }

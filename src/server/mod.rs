@@ -13,10 +13,11 @@ use crate::channel::Channel;
 use crate::child::Child;
 use crate::context::{Context, Control};
 use crate::control::Failure;
+use crate::engine::Engine;
 use crate::error::Context as _;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
-use crate::listener::{Footprint, Listener};
+use crate::listener::{self, Bound, Listener};
 use crate::password;
 use crate::service::{Raw, Service};
 use crate::sys::file::FileId;
@@ -66,7 +67,9 @@ type StateBox = Box<dyn Any + Send + Sync>;
 #[must_use = "a definition does nothing until it is started"]
 pub struct Server {
     service: Service,
-    listener: Listener,
+    /// Empty: a private one.
+    listeners: Vec<Listener>,
+    engine: Engine,
     limits: Arc<Limits>,
     before_fork: Vec<Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>>,
     /// What the crate itself does before `initialize`.
@@ -90,7 +93,8 @@ impl Default for Server {
     fn default() -> Server {
         Server {
             service: Service::default(),
-            listener: Listener::private(),
+            listeners: Vec::new(),
+            engine: Engine::default(),
             limits: Arc::default(),
             before_fork: Vec::new(),
             prepare: Vec::new(),
@@ -232,9 +236,16 @@ impl Server {
 
 /// How it serves.
 impl Server {
-    /// Where it listens, instead of the default: a private socket. The last one given counts.
+    /// Where it listens, instead of the default: a private socket. Further calls add listeners, each with a
+    /// [name](Listener::name) of its own.
     pub fn listen(mut self, listener: Listener) -> Server {
-        self.listener = listener;
+        self.listeners.push(listener);
+        self
+    }
+
+    /// Which threads serve its clients. Default: [`Engine::Threaded`].
+    pub fn engine(mut self, engine: Engine) -> Server {
+        self.engine = engine;
         self
     }
 
@@ -302,7 +313,7 @@ impl Server {
     /// As [`Server::start`], but any number of threads is fine.
     pub fn run(&self) -> Result<Exit, StartError> {
         self.check()?;
-        let (bound, _) = self.listener.bind()?;
+        let (bound, _) = listener::bind_all(&self.all_listeners())?;
         setup::run_here(self, bound)
     }
 
@@ -317,13 +328,17 @@ impl Server {
         }
         password::prepare_to_reseed();
         let standard = fdtable::occupy_standard().start("open /dev/null")?;
-        let (bound, footprint) = self.listener().bind()?;
-        let (path, password) = (bound.path.clone(), (*bound.password).clone());
+        let (bound, footprints) = listener::bind_all(&self.listeners())?;
+        let places: Vec<_> = bound.iter().map(Bound::place).collect();
         let child = Child::spawn(alone, |ties| setup::serve_as_child(self, bound, ties));
         drop(standard);
-        let child = child
-            .start("fork")
-            .inspect_err(|_| clean_up(footprint.as_ref()))?;
+        let child = match child.start("fork") {
+            Ok(child) => child,
+            Err(err) => {
+                footprints.remove();
+                return Err(err);
+            }
+        };
         let (uid, _) = self.become_user.unwrap_or_else(process::effective_ids);
         let identity = Identity {
             pid: child.pid,
@@ -332,20 +347,22 @@ impl Server {
         };
         let deadline = Instant::now().checked_add(self.start_timeout);
         match setup::next_report(&child, self.start_timeout, deadline) {
-            Ok(_) => Ok(ServerHandle::new(
-                child,
-                Address {
-                    path,
-                    password,
-                    identity,
-                },
-                footprint,
-                self.grace,
-            )),
+            Ok(_) => {
+                let address = |(name, path, password): (Arc<str>, _, _)| {
+                    let address = Address {
+                        path,
+                        password,
+                        identity,
+                    };
+                    (name.to_string(), address)
+                };
+                let addresses = places.into_iter().map(address).collect();
+                Ok(ServerHandle::new(child, addresses, footprints, self.grace))
+            }
             Err(err) => {
                 // The error is what the caller should know; a child that cannot be killed has its lifeline's end.
                 let _ = child.kill(self.grace);
-                clean_up(footprint.as_ref());
+                footprints.remove();
                 Err(err)
             }
         }
@@ -360,11 +377,17 @@ impl Server {
         self
     }
 
-    /// Its listener, which must be of use to the user that the server becomes.
-    fn listener(&self) -> Listener {
-        match self.become_user {
-            Some((uid, gid)) => self.listener.clone().or_for_user(uid, gid),
-            None => self.listener.clone(),
+    /// Its listeners, which must be of use to the user that the server becomes.
+    fn listeners(&self) -> Vec<Listener> {
+        let all = self.all_listeners().into_iter();
+        all.map(|listener| listener.or_for_user(self.become_user))
+            .collect()
+    }
+
+    fn all_listeners(&self) -> Vec<Listener> {
+        match &self.listeners[..] {
+            [] => vec![Listener::private()],
+            some => some.to_vec(),
         }
     }
 
@@ -374,6 +397,16 @@ impl Server {
         }
         if let Some(name) = self.service.too_long() {
             return Err(StartError::NameTooLong { name: name.into() });
+        }
+        for (place, listener) in self.listeners.iter().enumerate() {
+            let is_same = |other: &Listener| other.name == listener.name;
+            if self.listeners[..place].iter().any(is_same) {
+                let name = listener.name.to_string();
+                return Err(StartError::DuplicateListener { name });
+            }
+            if let Some(name) = listener.names().find(|name| !self.service.has(name)) {
+                return Err(StartError::NoSuchHandler { name: name.clone() });
+            }
         }
         for (fd, id) in &self.keep {
             if id.is_none() || fdtable::open_file(*fd) != *id {
@@ -403,16 +436,11 @@ impl Server {
     }
 }
 
-fn clean_up(footprint: Option<&Footprint>) {
-    if let Some(footprint) = footprint {
-        footprint.remove();
-    }
-}
-
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
-            .field("listener", &self.listener)
+            .field("listeners", &self.listeners)
+            .field("engine", &self.engine)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

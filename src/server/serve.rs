@@ -6,22 +6,24 @@
 use super::{Hook, Server};
 use crate::child::Ties;
 use crate::context::Control;
-use crate::control::{ControlLine, Order, Report, Request};
-use crate::engine::Site;
-use crate::engine::threaded::{TICK, Threaded};
+use crate::control::{Order, Refusal, Report, Request};
+use crate::engine::{Duties, Host, Running, Site};
 use crate::gate::Status;
 use crate::panics;
-use crate::sys::poll;
+use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A server that clients can connect to.
 pub(super) struct Serving {
     pub(super) site: Arc<Site>,
-    pub(super) engine: Threaded,
+    pub(super) engine: Running,
     pub(super) signals: Signals,
+    /// For what the control thread looks after.
+    pub(super) events: EventSet,
 }
 
 /// Why a server stops.
@@ -39,17 +41,31 @@ pub(super) enum Ending {
 
 /// Serves until there is a reason to stop, and stops. `false`: some calls had not finished within the grace.
 pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) -> (Ending, bool) {
-    let ending = wait_for_end(server, &serving, ties.as_ref());
     let Serving {
         site,
-        engine,
+        mut engine,
         signals,
+        events,
     } = serving;
+    let mut desk = Desk {
+        server,
+        site: &site,
+        signals: &signals,
+        ties: ties.as_ref(),
+        events,
+        ending: None,
+    };
+    if desk.open().is_ok() {
+        engine.run(&mut desk);
+    }
+    // Without a reason, the system had no memory for going on.
+    let ending = desk.ending.unwrap_or(Ending::Asked);
+    drop(desk);
     site.control.set_stopping();
     engine.begin_drain();
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
-    site.listener.remove_file();
-    refuse_orders(&engine, ties.as_ref());
+    site.remove_files();
+    refuse_orders(&mut engine, ties.as_ref());
     let now = Instant::now();
     let (patience, deadline) = match ending {
         Ending::Ordered(patience) => (patience, None),
@@ -76,104 +92,135 @@ fn run_hook(what: &str, hook: &Hook<()>, control: &Control) {
 }
 
 /// Connections that the owner has handed over and that nobody has looked at are turned away.
-fn refuse_orders(engine: &Threaded, ties: Option<&Ties>) {
+fn refuse_orders(engine: &mut Running, ties: Option<&Ties>) {
     let Some(ties) = ties else { return };
     while let Ok(Some(order)) = ties.control.receive(Some(Instant::now())) {
         if let Order::Serve(socket) = order {
             // If it cannot be turned away the client sees it closed.
-            let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
+            let _ = socket
+                .into_owned()
+                .and_then(|socket| engine.host().serve(socket));
         }
     }
 }
 
-fn wait_for_end(server: &Server, serving: &Serving, ties: Option<&Ties>) -> Ending {
-    let Serving {
-        site,
-        engine,
-        signals,
-    } = serving;
-    let mut control = ties.map(|ties| &ties.control);
-    // Whether the engine has something for its watchdog to see.
-    let mut watching = true;
-    loop {
-        let tick = watching.then(|| Instant::now() + TICK);
-        let lifeline = ties.map(Ties::lifeline);
-        let orders = control.map(AsFd::as_fd);
-        let waited = [
-            lifeline,
-            orders,
-            Some(signals.as_fd()),
-            Some(site.control.waker().as_fd()),
-        ];
-        // A poll that fails would fail for ever: no memory, or a descriptor that somebody closed under us.
-        let Ok([orphaned, ordered, signaled, woken]) = poll::readable(waited, tick) else {
-            return Ending::Asked;
-        };
-        if orphaned {
-            return Ending::Orphaned;
+/// What the control thread looks after.
+struct Desk<'a> {
+    server: &'a Server,
+    site: &'a Site,
+    signals: &'a Signals,
+    /// Orders and lifeline, if there is an owner.
+    ties: Option<&'a Ties>,
+    events: EventSet,
+    ending: Option<Ending>,
+}
+
+const LIFELINE: u64 = 0;
+const ORDERS: u64 = 1;
+const SIGNALS: u64 = 2;
+const WAKER: u64 = 3;
+
+impl Desk<'_> {
+    fn open(&self) -> io::Result<()> {
+        if let Some(ties) = self.ties {
+            self.events.watch(ties.lifeline(), LIFELINE)?;
+            self.events.watch(ties.control.as_fd(), ORDERS)?;
         }
-        if let (true, Some(line)) = (ordered, control) {
-            match obey(line, site, engine) {
-                Obeyed::Stop(patience) => return Ending::Ordered(patience),
-                Obeyed::Released => control = None,
-                Obeyed::Done => {}
-            }
-        }
-        if watching {
-            watching = engine.look();
-        }
-        if woken {
-            watching = true;
-            site.control.waker().clear();
-            if site.control.stop_is_wanted() {
-                return Ending::Asked;
-            }
-        }
-        if signaled {
-            if let Some(ending) = handle_signals(server, site, signals) {
-                return ending;
+        self.events.watch(self.signals.as_fd(), SIGNALS)?;
+        self.events.watch(self.site.control.waker().as_fd(), WAKER)
+    }
+
+    /// Looks after one thing that has happened. A reason to stop is the result.
+    fn look_after(&self, event: u64, host: &mut dyn Host) -> Option<Ending> {
+        match event {
+            LIFELINE => Some(Ending::Orphaned),
+            ORDERS => self.obey(host),
+            SIGNALS => handle_signals(self.server, self.site, self.signals),
+            _ => {
+                self.site.control.waker().clear();
+                host.review();
+                let is_wanted = self.site.control.stop_is_wanted();
+                is_wanted.then_some(Ending::Asked)
             }
         }
     }
-}
 
-/// What came of an order.
-enum Obeyed {
-    Stop(Duration),
-    Done,
-    /// The owner has given us up; the lifeline tells the rest.
-    Released,
-}
-
-fn obey(line: &ControlLine, site: &Site, engine: &Threaded) -> Obeyed {
-    match line.receive(Some(Instant::now())) {
-        Ok(Some(Order::Stop { patience })) => return Obeyed::Stop(patience),
-        Ok(Some(Order::Serve(socket))) => {
-            // If it cannot be served the client sees it closed.
-            let _ = socket.into_owned().and_then(|socket| engine.serve(socket));
+    fn obey(&self, host: &mut dyn Host) -> Option<Ending> {
+        let ties = self.ties?;
+        match ties.control.receive(Some(Instant::now())) {
+            Ok(Some(Order::Stop { patience })) => return Some(Ending::Ordered(patience)),
+            Ok(Some(Order::Serve(socket))) => {
+                // If it cannot be served the client sees it closed.
+                let _ = socket.into_owned().and_then(|socket| host.serve(socket));
+            }
+            Ok(Some(Order::Ask { number, request })) => {
+                let result = comply(self.site, request, host);
+                // An owner that does not listen has what it asked for all the same.
+                let answer = Report::Answer { number, result };
+                let _ = ties.control.send(&answer, Some(Instant::now()));
+            }
+            // The owner has given us up; the lifeline tells the rest.
+            Ok(None) => {
+                self.events.forget(ties.control.as_fd());
+            }
+            // An order that cannot be read, or whose descriptor found no room in our table. The owner sees its end of
+            // the connection closed, and may give others.
+            Err(_) => {}
         }
-        Ok(Some(Order::Ask { number, request })) => {
-            let status = comply(site, request);
-            // An owner that does not listen has what it asked for all the same.
-            let _ = line.send(&Report::Answer { number, status }, Some(Instant::now()));
-        }
-        Ok(None) => return Obeyed::Released,
-        // An order that cannot be read, or whose descriptor found no room in our table. The owner sees its end of
-        // the connection closed, and may give others.
-        Err(_) => {}
+        None
     }
-    Obeyed::Done
+}
+
+impl AsFd for Desk<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+impl Duties for Desk<'_> {
+    fn attend(&mut self, host: &mut dyn Host) -> bool {
+        // One of each at most: the engine has other things to do as well.
+        for _ in 0..=WAKER {
+            let Ok(Some(event)) = self.events.next_now() else {
+                break;
+            };
+            self.ending = self.look_after(event, host);
+            if self.ending.is_some() {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// Does what an owner asks for.
-fn comply(site: &Site, request: Request) -> Status {
+fn comply(site: &Site, request: Request, host: &mut dyn Host) -> Result<Status, Refusal> {
+    let control = &site.control;
+    let unknown = |name: &str| Refusal::NoSuchListener(name.into());
     match request {
         Request::Status => {}
-        Request::SetMaxConnections(count) => site.control.set_max_connections(count),
-        Request::Pause => site.control.pause(),
-        Request::Resume => site.control.resume(),
+        Request::SetMaxConnections(count) => control.set_max_connections(count),
+        Request::Pause => control.pause(),
+        Request::Resume => control.resume(),
+        Request::StopListener(name) => {
+            let known = control.stop_listener(&name);
+            known.then_some(()).ok_or_else(|| unknown(&name))?;
+            host.review();
+        }
+        Request::StartListener(name) => {
+            let known = control.start_listener(&name);
+            known.then_some(()).ok_or_else(|| unknown(&name))?;
+            host.review();
+            let listeners = control.status().listeners;
+            if listeners
+                .iter()
+                .any(|listener| listener.name == name && listener.stopped)
+            {
+                return Err(Refusal::NotStarted(name));
+            }
+        }
     }
-    site.control.status()
+    Ok(control.status())
 }
 
 /// Runs the handlers of the signals that have come. INT and TERM end the server if they have none.

@@ -6,17 +6,19 @@
 use super::Server;
 use super::serve::{self, Ending, Serving};
 use crate::address::Identity;
+use crate::channel::StopToken;
 use crate::child::{Child, Ties};
 use crate::context::{Control, States};
 use crate::control::{Failure, Report};
 use crate::descriptor;
-use crate::engine::Site;
-use crate::engine::threaded::Threaded;
+use crate::engine::{Port, Running, Site};
 use crate::error::Context as _;
 use crate::exit::Exit;
+use crate::gate::Gate;
 use crate::listener::Bound;
 use crate::panics::{self, Panicked};
 use crate::password;
+use crate::sys::epoll::EventSet;
 use crate::sys::signal::{self, Signals};
 use crate::sys::{deadman, fdtable, linger, process};
 use crate::{Address, StartError};
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The body of a forked server.
-pub(super) fn serve_as_child(server: &Server, bound: Bound, mut ties: Ties) -> i32 {
+pub(super) fn serve_as_child(server: &Server, bound: Vec<Bound>, mut ties: Ties) -> i32 {
     let serving = match become_server(server, &bound, &mut ties)
         .and_then(|signals| prepare(server, bound, signals))
     {
@@ -59,9 +61,9 @@ pub(super) fn serve_to_the_end(
 }
 
 /// Serves in a process that is the caller's.
-pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError> {
+pub(super) fn run_here(server: &Server, bound: Vec<Bound>) -> Result<Exit, StartError> {
     let signals = at("signals", Signals::share(&server.handled_signals()))
-        .inspect_err(|_| bound.remove_file());
+        .inspect_err(|_| remove_files(&bound));
     let serving = signals
         .and_then(|signals| prepare(server, bound, signals))
         .map_err(StartError::from)?;
@@ -72,7 +74,7 @@ pub(super) fn run_here(server: &Server, bound: Bound) -> Result<Exit, StartError
 }
 
 /// What a forked copy of the owner does to be its own process, in this order.
-fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Signals, Failure> {
+fn become_server(server: &Server, bound: &[Bound], ties: &mut Ties) -> Result<Signals, Failure> {
     let signals = take_signals(server)?;
     let keep = [
         &ties.descriptors()[..],
@@ -84,7 +86,9 @@ fn become_server(server: &Server, bound: &Bound, ties: &mut Ties) -> Result<Sign
     let keep = keep
         .into_iter()
         .filter(|fd| !ties.owner_ends().contains(fd));
-    let keep: Vec<RawFd> = keep.chain(bound.descriptors()).collect();
+    let keep: Vec<RawFd> = keep
+        .chain(bound.iter().flat_map(Bound::descriptors))
+        .collect();
     at(
         "descriptors",
         fdtable::poison_except(&keep, ties.inherited()),
@@ -128,42 +132,69 @@ pub(super) fn become_process(server: &Server, ties: &Ties) -> Result<(), Failure
     Ok(())
 }
 
-/// Runs the `initialize` hooks, and then lets clients in. If that fails, the socket's file is gone.
-pub(super) fn prepare(server: &Server, bound: Bound, signals: Signals) -> Result<Serving, Failure> {
-    let control = initialize(server, &bound).inspect_err(|_| bound.remove_file())?;
-    at("listen", bound.listen()).inspect_err(|_| bound.remove_file())?;
-    let limits = Arc::clone(&server.limits);
-    let site = Arc::new(Site {
-        service: server.service.clone(),
-        limits,
-        control,
-        listener: bound,
-    });
-    let engine = at("threads", Threaded::start(Arc::clone(&site)))
-        .inspect_err(|_| site.listener.remove_file())?;
+/// Runs the `initialize` hooks, and then lets clients in. If that fails, the sockets' files are gone.
+pub(super) fn prepare(
+    server: &Server,
+    bound: Vec<Bound>,
+    signals: Signals,
+) -> Result<Serving, Failure> {
+    let control = initialize(server, &bound).inspect_err(|_| remove_files(&bound))?;
+    let listening = bound.iter().try_for_each(Bound::listen);
+    at("listen", listening).inspect_err(|_| remove_files(&bound))?;
+    let site = Arc::new(at("ports", open_site(server, control, bound))?);
+    let events = at("events", EventSet::new()).inspect_err(|_| site.remove_files())?;
+    let engine = at("engine", Running::start(server.engine, Arc::clone(&site)))
+        .inspect_err(|_| site.remove_files())?;
     Ok(Serving {
         site,
         engine,
         signals,
+        events,
     })
 }
 
-fn initialize(server: &Server, bound: &Bound) -> Result<Control, Failure> {
+fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result<Site> {
+    let stop = StopToken::new().inspect_err(|_| remove_files(&bound))?;
+    let port = |(index, bound)| Port::new(index, bound, &server.limits, &stop).map(Arc::new);
+    let ports = bound.into_iter().enumerate().map(port);
+    Ok(Site {
+        service: server.service.clone(),
+        limits: Arc::clone(&server.limits),
+        control,
+        ports: ports.collect::<io::Result<_>>()?,
+        stop,
+        grace: server.grace,
+    })
+}
+
+fn remove_files(bound: &[Bound]) {
+    bound.iter().for_each(Bound::remove_file);
+}
+
+fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
     let (uid, _) = process::effective_ids();
     let identity = Identity {
         pid: std::process::id(),
         uid,
         inode: process::own_identity(),
     };
-    let address = Address {
-        path: bound.path.clone(),
-        password: (*bound.password).clone(),
-        identity,
+    let address = |bound: &Bound| {
+        let (name, path, password) = bound.place();
+        let address = Address {
+            path,
+            password,
+            identity,
+        };
+        (name, address)
     };
-    let control = at(
-        "control",
-        Control::new(address, &server.limits, server.observer.clone()),
-    )?;
+    let addresses = bound.iter().map(address).collect();
+    let most = |bound: &Bound| bound.limits.as_ref().map(|limits| limits.max_connections);
+    let ways = bound
+        .iter()
+        .map(|bound| (Arc::clone(&bound.name), most(bound).unwrap_or(usize::MAX)));
+    let gate = at("control", Gate::new(&server.limits, ways))?;
+    let control = Control::new(addresses, gate, server.observer.clone());
+    let control = at("control", control)?;
     let mut states = States::default();
     for hook in &server.prepare {
         states.insert(hook(&control)?);

@@ -1,6 +1,7 @@
-//! A set of descriptors that many threads may look after, one event at a time.
+//! A set of descriptors that one thread looks after, or many, one event at a time.
 //!
-//! Invariant: a connection's event is given to one thread, which is then alone with it until it arms it again.
+//! Invariant: a connection that was armed gives its event to one thread, which is then alone with it until it arms it
+//! again.
 
 use super::left;
 use nix::errno::Errno;
@@ -15,6 +16,18 @@ pub(crate) enum Interest {
     Readable,
     Writable,
 }
+
+impl Interest {
+    fn flags(self) -> EpollFlags {
+        match self {
+            Interest::Readable => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
+            Interest::Writable => EpollFlags::EPOLLOUT,
+        }
+    }
+}
+
+/// How many events one wait gives at most.
+const BATCH: usize = 64;
 
 /// The set. Descriptors leave it when they are closed.
 #[derive(Debug)]
@@ -45,6 +58,23 @@ impl EventSet {
         Ok(self.0.modify(fd, &mut EpollEvent::new(flags, name))?)
     }
 
+    /// Gives events for `fd` for as long as it is what it shall be. `known`: it is in the set.
+    pub(crate) fn keep(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: u64,
+        interest: Interest,
+        known: bool,
+    ) -> io::Result<()> {
+        self.set(fd, known, EpollEvent::new(interest.flags(), name))
+    }
+
+    /// Gives no events for `fd` any more, not even of its end.
+    pub(crate) fn forget(&self, fd: BorrowedFd<'_>) {
+        // It fails only if it is not in the set.
+        let _ = self.0.delete(fd);
+    }
+
     /// Gives one event for `fd`, when it is what it shall be. `known`: it was armed before.
     pub(crate) fn arm(
         &self,
@@ -53,11 +83,11 @@ impl EventSet {
         interest: Interest,
         known: bool,
     ) -> io::Result<()> {
-        let flags = match interest {
-            Interest::Readable => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
-            Interest::Writable => EpollFlags::EPOLLOUT,
-        };
-        let mut event = EpollEvent::new(flags | EpollFlags::EPOLLONESHOT, name);
+        let flags = interest.flags() | EpollFlags::EPOLLONESHOT;
+        self.set(fd, known, EpollEvent::new(flags, name))
+    }
+
+    fn set(&self, fd: BorrowedFd<'_>, known: bool, mut event: EpollEvent) -> io::Result<()> {
         Ok(if known {
             self.0.modify(fd, &mut event)
         } else {
@@ -67,30 +97,43 @@ impl EventSet {
 
     /// The name of something that is ready. `None`: nothing was until the deadline, or a signal came.
     pub(crate) fn next(&self, deadline: Option<Instant>) -> io::Result<Option<u64>> {
-        let timeout = match deadline {
-            None => EpollTimeout::NONE,
-            // Rounded up to whole milliseconds, so that a wait never ends early and spins.
-            Some(deadline) => {
-                let rounded = left(deadline) + Duration::from_micros(999);
-                EpollTimeout::try_from(rounded.as_millis()).unwrap_or(EpollTimeout::MAX)
-            }
-        };
-        self.wait(timeout)
+        self.one(timeout(deadline))
     }
 
     /// As [`EventSet::next`], without waiting.
     pub(crate) fn next_now(&self) -> io::Result<Option<u64>> {
-        self.wait(EpollTimeout::ZERO)
+        self.one(EpollTimeout::ZERO)
     }
 
-    fn wait(&self, timeout: EpollTimeout) -> io::Result<Option<u64>> {
+    fn one(&self, timeout: EpollTimeout) -> io::Result<Option<u64>> {
         let mut events = [EpollEvent::empty()];
-        match self.0.wait(&mut events, timeout) {
-            Ok(0) | Err(Errno::EINTR) => Ok(None),
-            Ok(_) => Ok(Some(events[0].data())),
-            Err(err) => Err(err.into()),
+        let count = self.wait(&mut events, timeout)?;
+        Ok((count > 0).then(|| events[0].data()))
+    }
+
+    /// The names of everything that is ready, into `names`. As [`EventSet::next`] otherwise.
+    pub(crate) fn all(&self, names: &mut Vec<u64>, deadline: Option<Instant>) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = self.wait(&mut events, timeout(deadline))?;
+        names.extend(events[..count].iter().map(EpollEvent::data));
+        Ok(())
+    }
+
+    fn wait(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> io::Result<usize> {
+        match self.0.wait(events, timeout) {
+            Err(Errno::EINTR) => Ok(0),
+            result => Ok(result?),
         }
     }
+}
+
+/// Rounded up to whole milliseconds, so that a wait never ends early and spins.
+fn timeout(deadline: Option<Instant>) -> EpollTimeout {
+    let Some(deadline) = deadline else {
+        return EpollTimeout::NONE;
+    };
+    let rounded = left(deadline) + Duration::from_micros(999);
+    EpollTimeout::try_from(rounded.as_millis()).unwrap_or(EpollTimeout::MAX)
 }
 
 impl AsFd for EventSet {

@@ -178,6 +178,17 @@ pub(crate) fn remove_if(directory: &impl AsFd, name: &Path, id: FileId) -> io::R
     Ok(())
 }
 
+/// Gives a file another name in its directory.
+///
+/// # Errors
+/// `AlreadyExists`: something has that name.
+pub(crate) fn rename_new(directory: &impl AsFd, from: &Path, to: &Path) -> io::Result<()> {
+    let flags = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
+    Ok(nix::fcntl::renameat2(
+        directory, from, directory, to, flags,
+    )?)
+}
+
 /// A path to an open descriptor, short whatever the file's own path is.
 pub(crate) fn descriptor_path(file: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))

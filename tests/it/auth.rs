@@ -125,7 +125,7 @@ fn nothing_is_decoded_before_the_password() {
             u8::deserialize(deserializer).map(|_| Telling)
         }
     }
-    let server = Server::new()
+    let server = crate::server()
         .keep_fd(tell)
         .handle("echo", |_, _: Telling| Ok(()))
         .start()
@@ -328,7 +328,7 @@ fn a_server_that_keeps_its_rights_serves_an_owner_that_has_none() {
     for stubborn in [false, true] {
         let mut owner = Helper::start(|test| {
             let (mut entered, enter) = std::io::pipe().unwrap();
-            let server = Server::new()
+            let server = crate::server()
                 .grace(std::time::Duration::from_millis(200))
                 .keep_fd(&enter)
                 .listen(Listener::private().for_user(NOBODY, NOBODY))

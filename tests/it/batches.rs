@@ -61,7 +61,7 @@ fn an_answer_does_not_wait_for_a_call_that_waits_for_it() {
 fn telling(limits: Limits) -> (Server, BufReader<std::io::PipeReader>) {
     let (reader, writer) = std::io::pipe().unwrap();
     let say = writer.try_clone().unwrap();
-    let server = Server::new()
+    let server = crate::server()
         .limits(limits)
         .keep_fd(&writer)
         .keep_fd(&say)
@@ -147,7 +147,7 @@ fn an_answer_may_be_as_large_as_max_queued() {
 fn arguments_may_be_as_large_as_max_queued() {
     let mut limits = Limits::default();
     limits.max_queued = 100_000;
-    let server = Server::new()
+    let server = crate::server()
         .handle("size", |_, bytes: Bytes| Ok(bytes.len()))
         .start()
         .unwrap();

@@ -41,7 +41,7 @@ crate::tests![
 ];
 
 fn a_fault_carries_code_message_and_causes() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("own", |_, (): ()| {
             Err::<(), _>(Fault::new("not today").with_code(-7))
         })
@@ -108,7 +108,7 @@ fn an_unknown_name_is_answered_with_the_nearest() {
 }
 
 fn wrong_arguments_are_a_mismatch_and_the_server_lives() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("add", |_, (a, b): (u64, u64)| Ok(a + b))
         .start()
         .unwrap();
@@ -219,7 +219,7 @@ fn a_client_that_leaves_before_the_reply_hurts_nobody() {
 }
 
 fn numbers() -> Server {
-    Server::new()
+    crate::server()
         .handle("double", |_, n: u64| Ok(n * 2))
         .handle("large", |_, size: usize| Ok(Bytes::from(vec![7; size])))
 }
@@ -327,7 +327,7 @@ fn a_handler_sees_its_deadline_and_a_client_that_left() {
     let (mut told, tell) = std::io::pipe().unwrap();
     let (wait, mut leave) = std::io::pipe().unwrap();
     let definition =
-        Server::new()
+        crate::server()
             .keep_fd(&tell)
             .keep_fd(&wait)
             .handle("gone", move |ctx, (): ()| {
@@ -410,7 +410,7 @@ fn a_fallback_answers_every_other_name() {
 }
 
 fn a_session_keeps_its_state() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("next", |ctx, (): ()| {
             let count = ctx.session::<u32>();
             *count += 1;
@@ -452,7 +452,7 @@ fn deferred_tasks_run_after_the_answer_in_order() {
 fn frames_at_the_limit_pass_and_beyond_it_do_not() {
     let mut limits = Limits::default();
     limits.max_frame = 4096;
-    let server = Server::new()
+    let server = crate::server()
         .limits(limits.clone())
         .handle("len", |_, b: Bytes| Ok(b.len()))
         .start()
@@ -504,7 +504,7 @@ fn a_reply_beyond_the_limit_is_an_error() {
 }
 
 fn bytes_of_every_size_come_back() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("echo", |_, (n, b): (u32, Bytes)| Ok((b, n)))
         .start()
         .unwrap();
@@ -546,7 +546,7 @@ fn connections_at_the_limit_wait_in_the_backlog() {
 
 fn eight_clients_are_served_at_once() {
     let together = Arc::new((AtomicU32::new(0), std::sync::Barrier::new(8)));
-    let server = Server::new()
+    let server = crate::server()
         .handle("meet", move |_, (): ()| {
             together.0.fetch_add(1, Ordering::SeqCst);
             together.1.wait();
@@ -649,7 +649,7 @@ fn a_call_that_was_not_sent_does_not_run_later() {
 }
 
 fn large_answers_are_read_while_calls_are_begun() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("echo", |_, bytes: Bytes| Ok(bytes))
         .start()
         .unwrap();

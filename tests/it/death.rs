@@ -37,7 +37,7 @@ fn owner(misbehave: Option<&'static str>) -> (Helper, Watched, std::path::PathBu
         let signal_entry = move || std::io::Write::write_all(&mut &enter, b"!");
         let keep = std::sync::Arc::new(signal_entry);
         let (a, b, c) = (keep.clone(), keep.clone(), keep);
-        let server = Server::new()
+        let server = crate::server()
             .grace(GRACE)
             .keep_fd(&entered)
             .handle("spin", move |_, (): ()| {
@@ -287,7 +287,7 @@ fn any_child_within(limit: Duration) -> bool {
 fn a_killed_server_is_seen_at_once() {
     let (entered_read, enter) = std::io::pipe().unwrap();
     let mut entered_read = entered_read;
-    let definition = Server::new()
+    let definition = crate::server()
         .keep_fd(&enter)
         .handle("echo", |_, x: u8| Ok(x))
         .handle("spin", move |_, (): ()| {

@@ -3,7 +3,7 @@
 use crate::harness::descriptors;
 use crate::lifecycle::echo;
 use crate::processes::{Helper, Watched, with_thread};
-use forkserver::{AnyEntry, Bytes, Entry, Exit, Fault, Fd, Listener, Server, Signal, StartError};
+use forkserver::{AnyEntry, Bytes, Entry, Exit, Fault, Fd, Listener, Signal, StartError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
@@ -50,7 +50,7 @@ static TAKES: Entry<(Bytes, Vec<Fd>, Option<u8>)> = Entry::new("takes", |(bytes,
     for fd in fds {
         std::fs::File::from(fd).write_all(b"!")?;
     }
-    Ok(Server::new().handle("size", move |_, (): ()| Ok((bytes.len(), number))))
+    Ok(crate::server().handle("size", move |_, (): ()| Ok((bytes.len(), number))))
 });
 static LOOK: Entry<()> = Entry::new("look", |()| {
     Ok(echo()
@@ -85,14 +85,14 @@ static STUCK: Entry<Fd> = Entry::new("stuck", |say| {
     }
 });
 static OTHER: Entry<()> = Entry::new("other", |()| {
-    Ok(Server::new().handle("pid", |_, (): ()| {
+    Ok(crate::server().handle("pid", |_, (): ()| {
         let server = ECHO.start(&())?;
         crate::lifecycle::call_echo(&server);
         Ok(server.pid())
     }))
 });
 static PLACE: Entry<PathBuf> = Entry::new("place", |path| {
-    Ok(Server::new()
+    Ok(crate::server()
         .chdir(path)
         .umask(0o027)
         .user(65_534, 65_534)

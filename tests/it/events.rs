@@ -39,6 +39,8 @@ fn told(server: Server) -> (Server, Lines<BufReader<PipeReader>>) {
 
 fn line(event: &Event) -> String {
     match event {
+        // Those of listeners are looked at where there are several.
+        Event::ListenerStarted { .. } | Event::ListenerStopped { .. } => String::new(),
         Event::Connected {
             session, listener, ..
         } => format!("{session} connected {listener}\n"),

@@ -136,7 +136,7 @@ enum Request {
 }
 
 fn descriptors_stand_anywhere_in_a_value() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("request", |_, request: Request| Ok(request))
         .start()
         .unwrap();
@@ -228,7 +228,7 @@ fn a_received_descriptor_is_close_on_exec() {
 
 fn an_fd_becomes_what_std_has() {
     use std::os::unix::net::UnixStream;
-    let server = Server::new()
+    let server = crate::server()
         .handle("greet", |_, stream: Fd| {
             Ok(UnixStream::from(stream).write_all(b"hello")?)
         })
@@ -419,7 +419,7 @@ fn an_unfinished_frame_brings_no_more_descriptors() {
 
 fn a_flush_sends_a_first_call_that_has_descriptors() {
     let (entered, enter) = std::io::pipe().unwrap();
-    let server = Server::new()
+    let server = crate::server()
         .keep_fd(&enter)
         .handle("tell", move |_, _: Fd| Ok((&enter).write_all(b"!")?))
         .start()

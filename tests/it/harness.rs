@@ -1,5 +1,6 @@
 //! The runner: runs this program once more for each test, and looks at what the test leaves behind.
 
+use forkserver::Engine;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeSet;
@@ -23,27 +24,67 @@ const NAME: &str = "FORKSERVER_TEST";
 /// No test takes longer, on a machine with much else to do.
 const ALARM: u32 = 60;
 
+/// Which engine the servers of this process's test have.
+const ENGINE: &str = "FORKSERVER_TEST_ENGINE";
+
+/// Which engine the servers of this test have.
+pub fn engine() -> Engine {
+    match std::env::var(ENGINE).as_deref() {
+        Ok("evented") => Engine::Evented,
+        _ => Engine::Threaded,
+    }
+}
+
+/// Tests whose handlers, hooks or observers wait for the test, which with one thread keeps everybody else waiting: they
+/// say something about threads.
+const OF_THREADS: &[&str] = &[
+    "abuse::a_stop_does_not_wait_for_a_thread_whose_connection_has_ended",
+    "abuse::handlers_that_drop_lingering_sockets_stall_nobody",
+    "auth::a_server_that_keeps_its_rights_serves_an_owner_that_has_none",
+    "batches::an_answer_does_not_wait_for_a_call_that_waits_for_it",
+    "calls::eight_clients_are_served_at_once",
+    // The one exception of a server that outlives its owner: its only thread takes no signals.
+    "death::a_handler_that_blocks_all_signals_ends_with_the_grace",
+    "death::a_blocked_handler_ends_with_the_grace",
+    "death::a_spinning_handler_ends_with_the_grace",
+    "lifecycle::a_call_in_progress_is_answered_before_the_stop",
+    "lifecycle::calls_behind_it_are_told_that_the_server_stops",
+    "signals::a_second_signal_ends_at_once",
+    "signals::a_server_started_by_an_ending_server_is_not_ending",
+    "signals::int_and_term_drain_and_then_kill",
+    "streams::a_stop_tells_streams_in_time_even_if_a_call_hangs",
+];
+
 /// Runs one test, if this process was started for that, or else all that the command line asks for.
-pub fn main(tests: &[Test]) {
+pub fn main(with_both_engines: &[Test], with_one: &[Test]) {
     if let Ok(name) = std::env::var(NAME) {
+        let mut tests = with_both_engines.iter().chain(with_one);
         let (_, test) = tests
-            .iter()
             .find(|(known, _)| *known == name)
             .expect("a test of that name");
         return run(*test);
     }
-    let trials = tests.iter().map(|&(name, _)| {
-        let short = name.strip_prefix("it::").unwrap_or(name);
-        Trial::test(short, move || run_alone(name))
-    });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let short = |name: &'static str| name.strip_prefix("it::").unwrap_or(name);
+    let threaded = with_both_engines
+        .iter()
+        .chain(with_one)
+        .map(|&(name, _)| Trial::test(short(name), move || run_alone(name, "threaded")));
+    let evented = with_both_engines
+        .iter()
+        .filter(|(name, _)| !OF_THREADS.contains(&short(name)))
+        .map(|&(name, _)| {
+            let title = format!("evented::{}", short(name));
+            Trial::test(title, move || run_alone(name, "evented"))
+        });
+    libtest_mimic::run(&Arguments::from_args(), threaded.chain(evented).collect()).exit();
 }
 
 /// Runs a test in a process of its own.
-fn run_alone(name: &str) -> Result<(), Failed> {
+fn run_alone(name: &str, engine: &str) -> Result<(), Failed> {
     let directory = scratch();
     let output = Command::new("/proc/self/exe")
         .env(NAME, name)
+        .env(ENGINE, engine)
         .env("TMPDIR", &directory)
         .env_remove("XDG_RUNTIME_DIR")
         .output()?;

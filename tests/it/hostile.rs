@@ -1,7 +1,7 @@
 //! Whatever a stranger sends: the server answers the next call, and has lost nothing.
 
 use crate::lifecycle::echo;
-use forkserver::{Address, Bytes, CallError, Client, Delivery, Limits, Server, ServerHandle};
+use forkserver::{Address, Bytes, CallError, Client, Delivery, Limits, ServerHandle};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -341,7 +341,7 @@ pub fn tree(depth: usize) -> Tree {
 fn what_kills_plain_bincode_is_refused_quickly() {
     const MAX: [u8; 9] = [253, 255, 255, 255, 255, 255, 255, 255, 255];
     const GIB: [u8; 5] = [252, 0, 0, 0, 64];
-    let server = Server::new()
+    let server = crate::server()
         .handle("echo", |_, text: String| Ok(text))
         .handle("numbers", |_, numbers: Vec<u64>| Ok(numbers.len()))
         .handle("units", |_, units: Vec<()>| Ok(units.len()))
@@ -424,7 +424,7 @@ fn limits_of_values_hold_at_the_limit_and_one_beyond() {
     limits.max_depth = 10;
     limits.max_elements = 100;
     limits.max_memory = 2000;
-    let server = Server::new()
+    let server = crate::server()
         .limits(limits)
         .handle("bytes", |_, bytes: Vec<u8>| Ok(bytes.len()))
         .handle("words", |_, words: Vec<u64>| Ok(words.len()))
@@ -458,7 +458,7 @@ fn limits_of_values_hold_at_the_limit_and_one_beyond() {
     let mut limits = Limits::default();
     // The vector itself, and a hundred words, the first of which brings room for four.
     limits.max_memory = 848;
-    let server = Server::new()
+    let server = crate::server()
         .limits(limits)
         .handle("words", |_, words: Vec<u64>| Ok(words.len()))
         .start()

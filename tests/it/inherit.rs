@@ -3,7 +3,6 @@
 use crate::harness::descriptors;
 use crate::lifecycle::echo;
 use crate::processes::Helper;
-use forkserver::Server;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -142,14 +141,15 @@ fn a_kept_descriptor_is_kept_and_no_other() {
         .map(|(_, to)| to.to_string_lossy().split(':').next().unwrap().to_owned())
         .collect();
     // Lifeline, two for signals, the kept one; control, listener and the connection; lock and directory; two
-    // wakers, the streams' stop and the event set.
+    // wakers, the stop of the server's and of the listener's streams, and the event sets of the engine and of the
+    // control thread.
     let number = |kind: &str| kinds.iter().filter(|known| *known == kind).count();
     assert_eq!(
         (number("pipe"), number("socket"), number("anon_inode")),
-        (4, 3, 4),
+        (4, 3, 6),
         "{kinds:?}"
     );
-    assert_eq!(kinds.len(), 4 + 3 + 4 + 2, "{kinds:?}");
+    assert_eq!(kinds.len(), 4 + 3 + 6 + 2, "{kinds:?}");
 }
 
 fn a_port_of_the_owner_is_free_when_the_owner_closes_it() {
@@ -169,7 +169,7 @@ fn a_server_works_where_the_standard_streams_are_closed() {
                 unsafe { nix::libc::close(*fd) };
             }
             let before = descriptors("self");
-            let server = Server::new()
+            let server = crate::server()
                 .handle("say", |_, (): ()| {
                     println!("this must not reach a socket");
                     std::io::stdout().flush()?;
@@ -201,7 +201,7 @@ fn a_user_that_is_given_up_does_not_come_back() {
         std::os::unix::fs::PermissionsExt::from_mode(0o1777),
     )
     .unwrap();
-    let server = Server::new()
+    let server = crate::server()
         .user(65_534, 65_534)
         .handle("status", |_, (): ()| {
             Ok(std::fs::read_to_string("/proc/thread-self/status")?)

@@ -2,9 +2,7 @@
 
 use crate::processes::{Helper, Watched, with_thread};
 use forkserver::spawn::{Command, Job, Jobs, SpawnError, Spawner};
-use forkserver::{
-    AnyEntry, Bytes, Entry, Exit, Fault, Fd, Server, Signal, StartError, StreamError,
-};
+use forkserver::{AnyEntry, Bytes, Entry, Exit, Fault, Fd, Signal, StartError, StreamError};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,7 +32,7 @@ pub const ALL: &[&dyn AnyEntry] = &[&WITH_JOBS];
 static WITH_JOBS: Entry<u32> = Entry::new("with jobs", |seed| {
     Ok(Jobs::preload(move || Ok(seed * 2))
         .job("seed", |seed, (): (), mut channel| Ok(channel.send(seed)?))
-        .serve(Server::new()))
+        .serve(crate::server()))
 });
 
 struct Table {

@@ -47,7 +47,7 @@ crate::tests![
 ];
 
 pub fn echo() -> Server {
-    Server::new()
+    crate::server()
         .handle("echo", |_, text: String| Ok(text))
         .handle("pid", |_, (): ()| Ok(std::process::id()))
 }
@@ -144,7 +144,7 @@ fn gate() -> Gate {
     use std::io::{Read, Write};
     let (entered, enter) = std::io::pipe().unwrap();
     let (wait, leave) = std::io::pipe().unwrap();
-    let definition = Server::new().keep_fd(&enter).keep_fd(&wait);
+    let definition = crate::server().keep_fd(&enter).keep_fd(&wait);
     let server = definition
         .handle("gate", move |_, (): ()| {
             (&enter).write_all(b"!")?;
@@ -216,7 +216,7 @@ fn calls_behind_it_are_told_that_the_server_stops() {
 fn a_handler_that_ignores_everything_is_killed_after_the_patience() {
     use std::io::{Read, Write};
     let (mut entered, enter) = std::io::pipe().unwrap();
-    let definition = Server::new().keep_fd(&enter);
+    let definition = crate::server().keep_fd(&enter);
     let server = definition
         .handle("spin", move |_, (): ()| -> Result<(), Fault> {
             (&enter).write_all(b"!")?;
@@ -308,7 +308,7 @@ fn hooks_run_in_order_and_share_their_state() {
     };
     let (before, first, second) = (note("before_fork"), note("first"), note("second"));
     let seen = Arc::clone(&order);
-    let server = Server::new()
+    let server = crate::server()
         .before_fork(move || {
             before();
             Ok(())
@@ -347,7 +347,7 @@ fn finalize_runs_after_the_last_answer() {
     let (mut read, write) = std::io::pipe().unwrap();
     let tell = Arc::new(write);
     let in_hook = Arc::clone(&tell);
-    let server = Server::new()
+    let server = crate::server()
         .keep_fd(&*tell)
         .initialize(|_| Ok(AtomicU32::new(0)))
         .handle("count", |ctx, (): ()| {
@@ -410,10 +410,10 @@ fn wrong_definitions_are_refused() {
     use forkserver::Signal;
     let twice = echo().handle("echo", |_, (): ()| Ok(()));
     assert!(matches!(twice.start(), Err(StartError::DuplicateHandler { name }) if name == "echo"));
-    let long = Server::new().handle("x".repeat(256), |_, (): ()| Ok(()));
+    let long = crate::server().handle("x".repeat(256), |_, (): ()| Ok(()));
     assert!(matches!(long.start(), Err(StartError::NameTooLong { .. })));
     let longest = "x".repeat(255);
-    let server = Server::new()
+    let server = crate::server()
         .handle(longest.clone(), |_, (): ()| Ok(5))
         .start()
         .unwrap();
@@ -573,7 +573,7 @@ fn stdout_is_written_once() {
         let target = std::fs::File::create(&file).unwrap();
         nix::unistd::dup2_stdout(&target).unwrap();
         print!("owner ");
-        let server = Server::new()
+        let server = crate::server()
             .handle("say", |_, (): ()| {
                 print!("server ");
                 Ok(())
@@ -610,7 +610,7 @@ fn the_handle_is_the_servers_pidfd() {
 fn the_server_becomes_what_it_is_told_to_be() {
     let status =
         |_: &mut forkserver::Context, (): ()| Ok(std::fs::read_to_string("/proc/self/status")?);
-    let server = Server::new()
+    let server = crate::server()
         .process_name("greeter")
         .chdir("/")
         .umask(0o027)

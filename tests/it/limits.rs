@@ -6,7 +6,7 @@ use crate::hostile::{Raw, Tree, frame, hello, hello_frame, still_answers, tree};
 use crate::lifecycle::echo;
 use crate::processes::readable;
 use forkserver::{
-    Bytes, CallError, Client, Delivery, Fd, Limits, Listener, Password, Server, ServerHandle,
+    Bytes, CallError, Client, Delivery, Fd, Limits, Listener, Password, ServerHandle,
 };
 use std::time::Duration;
 
@@ -158,7 +158,7 @@ fn as_many_strangers_as_are_allowed_stay_and_one_more_costs_the_oldest() {
 
 fn names_are_called_up_to_their_limit() {
     let longest = "x".repeat(255);
-    let server = Server::new()
+    let server = crate::server()
         .handle(longest.clone(), |_, (): ()| Ok(5))
         .start()
         .unwrap();

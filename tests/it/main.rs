@@ -28,6 +28,7 @@ mod inherit;
 mod jobs;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod processes;
 mod signals;
 mod sockets;
@@ -36,32 +37,40 @@ mod streams;
 mod tidy;
 mod types;
 
+/// A definition to begin with, whose engine is the one that the test is run with.
+fn server() -> forkserver::Server {
+    forkserver::Server::new().engine(harness::engine())
+}
+
 fn main() {
     let spawner: &dyn forkserver::AnyEntry = &forkserver::spawn::SPAWNER;
     forkserver::init(&[entries::ALL, jobs::ALL, &[spawner]].concat());
-    let tests = [
+    let with_both_engines = [
         abuse::TESTS,
         auth::TESTS,
         batches::TESTS,
         calls::TESTS,
         death::TESTS,
         drain::TESTS,
-        engine::TESTS,
-        entries::TESTS,
         events::TESTS,
-        examples::TESTS,
         fds::TESTS,
         hostile::TESTS,
         inherit::TESTS,
-        jobs::TESTS,
         lifecycle::TESTS,
         limits::TESTS,
+        listeners::TESTS,
         signals::TESTS,
         sockets::TESTS,
-        spawning::TESTS,
         streams::TESTS,
+    ];
+    let with_one = [
+        engine::TESTS,
+        entries::TESTS,
+        examples::TESTS,
+        jobs::TESTS,
+        spawning::TESTS,
         tidy::TESTS,
         types::TESTS,
     ];
-    harness::main(&tests.concat());
+    harness::main(&with_both_engines.concat(), &with_one.concat());
 }

@@ -150,7 +150,7 @@ fn the_parents_handlers_never_run_in_the_child() {
             let _ = nix::sys::signal::killpg(nix::unistd::getpgrp(), Signal::SIGUSR1);
         }
     });
-    let definition = Server::new()
+    let definition = crate::server()
         .handle_signal(Signal::SIGUSR1, |_| ())
         .handle("strayed", |_, (): ()| Ok(STRAYED.load(Ordering::SeqCst)));
     for _ in 0..200 {

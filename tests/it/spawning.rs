@@ -4,7 +4,7 @@ use crate::auth::{drop_rights, is_root};
 use crate::harness::leave_descriptors_free;
 use crate::processes::{Helper, Watched, with_thread};
 use forkserver::spawn::{Command, SpawnError, Spawned, Spawner, Stdio, service};
-use forkserver::{Exit, Fd, Listener, Resource, Server, Signal};
+use forkserver::{Exit, Fd, Listener, Resource, Signal};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -325,7 +325,7 @@ fn descriptors_are_placed_whatever_their_limit() {
     few.rlimit(Resource::RLIMIT_NOFILE, 11, 11);
     assert_eq!(output(&spawner, &mut few), "11\n");
     let leave = |_: &mut forkserver::Context, free: usize| Ok(leave_descriptors_free(free)?);
-    let server = service(Server::new().handle("leave", leave))
+    let server = service(crate::server().handle("leave", leave))
         .start()
         .unwrap();
     let mut client = server.connect().unwrap();
@@ -401,7 +401,7 @@ fn a_caller_without_rights_gets_no_other_user() {
         return;
     }
     std::fs::set_permissions(std::env::temp_dir(), PermissionsExt::from_mode(0o755)).unwrap();
-    let definition = service(Server::new().listen(Listener::private().for_user(65_534, 65_534)));
+    let definition = service(crate::server().listen(Listener::private().for_user(65_534, 65_534)));
     let server = definition.start().unwrap();
     Helper::start(|_| {
         drop_rights();
@@ -446,8 +446,9 @@ fn a_full_descriptor_table_is_an_error() {
         // same user have some.
         return;
     }
-    let definition =
-        service(Server::new().handle("leave", |_, free: usize| Ok(leave_descriptors_free(free)?)));
+    let definition = service(
+        crate::server().handle("leave", |_, free: usize| Ok(leave_descriptors_free(free)?)),
+    );
     let server = definition.start().unwrap();
     let mut client = server.connect().unwrap();
     client.call::<_, ()>("leave", &1000_usize).unwrap();

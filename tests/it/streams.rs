@@ -46,7 +46,7 @@ crate::tests![
 
 /// `upper` answers each item with the same in capitals; `echo` is a call.
 fn upper() -> Server {
-    Server::new()
+    crate::server()
         .handle("echo", |_, text: String| Ok(text))
         .handle_stream("upper", |_, prefix: String, mut channel: Channel| {
             while let Some(text) = channel.recv::<String>()? {
@@ -109,7 +109,7 @@ fn items_go_both_ways_and_the_client_comes_back() {
 }
 
 fn items_carry_descriptors_and_byte_strings() {
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("fill", |_, first: Fd, mut channel: Channel| {
             std::fs::File::from(first).write_all(b"0")?;
             let mut number = 0_u8;
@@ -249,7 +249,7 @@ fn a_fault_or_a_panic_ends_the_stream() {
 }
 
 fn each_direction_can_be_finished_alone() {
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("sum", |_, (): (), mut channel: Channel| {
             channel.send("begin")?;
             channel.finish()?;
@@ -290,7 +290,7 @@ fn both_directions_can_be_busy_at_once() {
             sender.join().unwrap()
         })
     };
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("flood", move |_, (): (), channel: Channel| {
             Ok(exchange(channel)?)
         })
@@ -375,7 +375,7 @@ fn items_of_another_type_are_refused_one_by_one() {
 }
 
 fn a_wait_ends_in_time_and_the_channel_lives() {
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("slow", |_, go: Fd, mut channel: Channel| {
             std::fs::File::from(go).read_exact(&mut [0])?;
             let mut size = 0;
@@ -522,7 +522,7 @@ fn a_half_that_is_dropped_breaks_off() {
 fn what_a_streams_handler_puts_off_comes_before_the_next_call() {
     let done = Arc::new(AtomicBool::new(false));
     let (task, seen) = (Arc::clone(&done), done);
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("later", move |context, (): (), _: Channel| {
             let task = Arc::clone(&task);
             context.defer(move || task.store(true, Ordering::SeqCst));
@@ -646,7 +646,7 @@ fn what_a_handler_said_at_last_is_heard_after_a_stop() {
 }
 
 fn a_handler_polls_its_stop_token_and_its_channel() {
-    let server = Server::new()
+    let server = crate::server()
         .handle_stream("poll", |_, (): (), mut channel: Channel| {
             let token = channel.stop_token().clone();
             channel.send("open")?;

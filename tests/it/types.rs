@@ -1,6 +1,6 @@
 //! Every kind of value between two processes, and every kind of disagreement.
 
-use forkserver::{Bytes, CallError, Fd, Server};
+use forkserver::{Bytes, CallError, Fd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -155,7 +155,7 @@ fn zoo() -> Zoo {
 }
 
 fn a_zoo_of_values_comes_back() {
-    let server = Server::new()
+    let server = crate::server()
         .handle("echo", |_, zoo: Zoo| Ok(zoo))
         .start()
         .unwrap();
@@ -172,7 +172,7 @@ where
     A: Serialize,
     R: DeserializeOwned,
 {
-    let server = Server::new()
+    let server = crate::server()
         .handle("echo", |_, value: H| Ok(value))
         .start()
         .unwrap();

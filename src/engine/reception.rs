@@ -1,0 +1,321 @@
+//! Taking connections in, or not: when a listener is looked at, who is let in, who is turned away.
+//!
+//! Invariant: a listener that has nothing to give, because of a limit or of the system, is not looked at, so that
+//! it costs no time; the kernel's backlog holds the rest. One that stops turns everybody away.
+
+use super::connections::Connections;
+use super::driver::Driver;
+use super::{Port, Site, has_come};
+use crate::connection::Connection;
+use crate::context::Peer;
+use crate::event::{Event, PauseReason};
+use crate::protocol::ending::Ending;
+use crate::protocol::message::Denied;
+use crate::protocol::outbox::Outbox;
+use crate::sys::epoll::EventSet;
+use crate::sys::linger::Socket;
+use crate::sys::{fdtable, socket};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long nobody is accepted after the system refused a connection, at first and at most.
+const BACK_OFF: Duration = Duration::from_millis(10);
+const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+/// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
+const MAX_BACKLOG: usize = 4096;
+/// The names of the listeners' events are this and their place.
+const LISTENERS: u64 = 1 << 63;
+
+/// All listeners of an engine.
+pub(super) struct Reception {
+    site: Arc<Site>,
+    connections: Arc<Connections>,
+    events: Arc<EventSet>,
+    /// One for each port.
+    doors: Vec<Mutex<Door>>,
+}
+
+/// Whether a listener is looked at.
+struct Door {
+    watched: bool,
+    /// Nobody is let in; who comes is turned away.
+    turns_away: bool,
+    /// Not before then, because the system had no room for one more.
+    not_before: Option<Instant>,
+    back_off: Duration,
+    /// When the connections that it had when it stopped are ended.
+    cut_at: Option<Instant>,
+}
+
+impl Default for Door {
+    fn default() -> Door {
+        Door {
+            watched: true,
+            turns_away: false,
+            not_before: None,
+            back_off: BACK_OFF,
+            cut_at: None,
+        }
+    }
+}
+
+/// As many connections as the descriptor table has room for, with some left for orders and
+/// handlers.
+fn most_connections() -> io::Result<usize> {
+    const LEFT: usize = 64;
+    let capacity = fdtable::capacity()?;
+    Ok(capacity.saturating_sub(LEFT).max(capacity / 2))
+}
+
+/// The place of the listener that an event is about, if it is about one.
+pub(super) fn listener_of(event: u64) -> Option<usize> {
+    (event & LISTENERS != 0).then_some((event & !LISTENERS) as usize)
+}
+
+impl Reception {
+    /// Looks at all listeners, in `events`.
+    pub(super) fn open(
+        site: Arc<Site>,
+        connections: Arc<Connections>,
+        events: Arc<EventSet>,
+    ) -> io::Result<Reception> {
+        site.control.gate().lower_ceiling(most_connections()?);
+        for port in &site.ports {
+            events.watch(port.bound.socket.as_fd(), LISTENERS | port.index as u64)?;
+            let listener = Arc::clone(&port.bound.name);
+            let observer = site.control.observer();
+            observer.tell(|| Event::ListenerStarted { listener });
+        }
+        Ok(Reception {
+            doors: site.ports.iter().map(|_| Mutex::default()).collect(),
+            site,
+            connections,
+            events,
+        })
+    }
+
+    /// Takes one connection of a listener's.
+    pub(super) fn accept(&self, listener: usize) -> Option<Box<Driver>> {
+        let port = &self.site.ports[listener];
+        match self.site.control.gate().closed(listener) {
+            Some(reason) if !self.door(listener).turns_away => {
+                self.stop_accepting(port, reason);
+                return None;
+            }
+            _ => {}
+        }
+        match socket::accept(&port.bound.socket) {
+            Ok(None) => None,
+            Ok(Some(socket)) => {
+                self.door(listener).back_off = BACK_OFF;
+                // One about which the kernel tells nothing is gone.
+                self.admit(socket, port, true).ok().flatten()
+            }
+            // No descriptors or memory: there will be some when something has ended.
+            Err(err) => {
+                self.site.control.observer().failed(None, "accept4", &err);
+                self.stop_accepting(port, PauseReason::NoResources);
+                None
+            }
+        }
+    }
+
+    /// Takes a connection of the owner's in.
+    pub(super) fn take_on(&self, socket: OwnedFd) -> io::Result<Option<Box<Driver>>> {
+        let mut driver = self.admit(socket, &self.site.ports[0], false)?;
+        if let Some(driver) = &mut driver {
+            driver.is_the_owners();
+        }
+        Ok(driver)
+    }
+
+    /// Counts a connection in, if its user may connect and nothing stops. `came`: through that listener.
+    fn admit(
+        &self,
+        socket: OwnedFd,
+        port: &Arc<Port>,
+        came: bool,
+    ) -> io::Result<Option<Box<Driver>>> {
+        let peer = Peer::from(socket::peer_credentials(&socket)?);
+        if !port.bound.admitted.contains(&peer.uid) {
+            let reason = Ending::NotAdmitted;
+            self.tell(port, |listener| Event::Refused {
+                listener,
+                peer: Some(peer),
+                reason,
+            });
+            return Ok(None);
+        }
+        let socket = Arc::new(Socket::from(socket));
+        match self.connections.enter(&socket, port, came, peer) {
+            Some(entry) => Ok(Some(Driver::new(Arc::clone(&self.site), socket, entry))),
+            None => {
+                self.turn_away(port, socket);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Looks at a listener no more, until there is a reason to.
+    fn stop_accepting(&self, port: &Port, reason: PauseReason) {
+        let mut door = self.door(port.index);
+        if !door.watched {
+            return;
+        }
+        door.not_before = None;
+        if reason == PauseReason::NoResources {
+            door.not_before = Some(Instant::now() + door.back_off);
+            door.back_off = (door.back_off * 2).min(MAX_BACK_OFF);
+        }
+        self.watch(port, &mut door, false);
+        if !door.turns_away {
+            // Under the lock, so that what is told is told in order.
+            self.tell(port, |listener| Event::Paused { listener, reason });
+        }
+        drop(door);
+        self.connections.tell_when_one_ends();
+        // Somebody else may lead by now, and sleep without knowing of the time.
+        self.site.control.gate().waker().wake();
+    }
+
+    /// Looks at the listeners, or does not, and lets nobody in or everybody, as the gate has it.
+    pub(super) fn review(&self) {
+        let gate = self.site.control.gate();
+        for port in &self.site.ports {
+            let mut door = self.door(port.index);
+            if has_come(door.cut_at) {
+                door.cut_at = None;
+                self.connections.cut_listener(port);
+            }
+            let is_stopped = gate.is_stopped(port.index) || self.connections.is_draining();
+            match (door.turns_away, is_stopped) {
+                (false, true) => self.close(port, door),
+                (true, false) => self.open_again(port, door),
+                (true, true) => {}
+                (false, false) if !door.watched => self.accept_again(port, door),
+                (false, false) => {
+                    drop(door);
+                    if let Some(reason) = gate.closed(port.index) {
+                        self.stop_accepting(port, reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at a listener again, if there is a reason to.
+    fn accept_again(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
+        let too_early = door.not_before.is_some_and(|time| Instant::now() < time);
+        if too_early && !self.connections.has_one_ended() {
+            return;
+        }
+        door.not_before = None;
+        let gate = self.site.control.gate();
+        if gate.closed(port.index).is_some() {
+            self.connections.tell_when_one_ends();
+            // One may have ended before we asked to be told.
+            if gate.closed(port.index).is_some() {
+                return;
+            }
+        }
+        self.watch(port, &mut door, true);
+        self.tell(port, |listener| Event::Resumed { listener });
+    }
+
+    /// A listener was told to stop: nobody finds it, and who has found it is turned away. Who came through it before
+    /// may finish what is under way.
+    fn close(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
+        if door.watched {
+            let reason = PauseReason::Stopping;
+            self.tell(port, |listener| Event::Paused { listener, reason });
+        }
+        (door.turns_away, door.not_before) = (true, None);
+        if self.connections.is_draining() {
+            return;
+        }
+        self.watch(port, &mut door, true);
+        if let Err(err) = port.bound.set_hidden(true) {
+            self.site.control.observer().failed(None, "renameat2", &err);
+        }
+        door.cut_at = Instant::now().checked_add(self.site.grace);
+        drop(door);
+        self.connections.drain_listener(port);
+        // Whoever sleeps does not know of the time.
+        self.site.control.gate().waker().wake();
+    }
+
+    /// A listener that was stopped shall go on.
+    fn open_again(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
+        let shown = port.bound.set_hidden(false);
+        let token = shown.and_then(|()| self.site.stop.child());
+        let token = token.map(|token| port.renew_stop_token(token));
+        if let Err(err) = token {
+            // Something else is in its place: it stays as it is, until somebody says so again.
+            self.site.control.observer().failed(None, "renameat2", &err);
+            let name = &port.bound.name;
+            self.site.control.gate().set_stopped(name, true);
+            return;
+        }
+        door.turns_away = false;
+        self.connections.undrain_listener(port);
+        self.tell(port, |listener| Event::ListenerStarted { listener });
+        self.tell(port, |listener| Event::Resumed { listener });
+    }
+
+    /// Until when the engine may sleep because of the listeners.
+    pub(super) fn sleep_until(&self) -> Option<Instant> {
+        let doors = self.site.ports.iter().map(|port| self.door(port.index));
+        doors
+            .flat_map(|door| [door.not_before, door.cut_at])
+            .flatten()
+            .min()
+    }
+
+    fn watch(&self, port: &Port, door: &mut Door, watched: bool) {
+        door.watched = watched;
+        let listener = port.bound.socket.as_fd();
+        // It is in the set, so that this cannot fail.
+        let name = LISTENERS | port.index as u64;
+        let _ = self.events.set_watched(listener, name, watched);
+    }
+
+    fn tell(&self, port: &Port, event: impl FnOnce(Arc<str>) -> Event) {
+        let name = || Arc::clone(&port.bound.name);
+        self.site.control.observer().tell(|| event(name()));
+    }
+
+    fn door(&self, listener: usize) -> MutexGuard<'_, Door> {
+        self.doors[listener]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who wait in the backlogs that it was in vain, so that they know that nothing was executed.
+    pub(super) fn turn_away_all(&self) {
+        for port in &self.site.ports {
+            for _ in 0..MAX_BACKLOG {
+                let Ok(Some(socket)) = socket::accept(&port.bound.socket) else {
+                    break;
+                };
+                self.turn_away(port, Arc::new(Socket::from(socket)));
+            }
+        }
+    }
+
+    fn turn_away(&self, port: &Port, socket: Arc<Socket>) {
+        let reason = Ending::Stopping;
+        let peer = socket::peer_credentials(&*socket).ok().map(Peer::from);
+        self.tell(port, |listener| Event::Refused {
+            listener,
+            peer,
+            reason,
+        });
+        let mut outbox = Outbox::new(port.limits.bounds());
+        if outbox.send(Denied::Stopping.write()).is_ok() {
+            // A client that is gone needs no answer.
+            let _ = Connection::new(socket).transmit_now(&outbox);
+        }
+    }
+}
