@@ -6,7 +6,7 @@
 use super::frame::{Frame, HEADER_LEN, Header, LAST, ProtocolError, STREAM};
 use crate::descriptor::Descriptor;
 use crate::limits::Bounds;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 
 /// What the first read of a connection makes room for: a password and a small call.
@@ -27,6 +27,8 @@ pub(crate) struct Inbox {
     arrivals: VecDeque<Arrival>,
     /// How long the last frame was.
     last_total: usize,
+    /// How long the message under way is at least, where it is no frame, and only its reader knows.
+    expected: Option<usize>,
     eof: bool,
     bounds: Bounds,
 }
@@ -47,6 +49,7 @@ impl Inbox {
             position: 0,
             arrivals: VecDeque::new(),
             last_total: 0,
+            expected: None,
             eof: false,
             bounds,
         }
@@ -142,6 +145,27 @@ impl Inbox {
         }))
     }
 
+    /// The message under way is no frame, and `total` bytes long at least.
+    pub(crate) fn expect(&mut self, total: usize) {
+        self.expected = Some(total);
+    }
+
+    /// Takes a message of `len` bytes that is no frame.
+    ///
+    /// # Panics
+    /// They have not been received.
+    pub(crate) fn take(&mut self, len: usize) -> Bytes {
+        self.position += len as u64;
+        self.expected = None;
+        self.bytes.split_to(len).freeze()
+    }
+
+    /// Takes all that has been received and not been taken yet.
+    pub(crate) fn take_unread(&mut self) -> BytesMut {
+        self.position += self.bytes.len() as u64;
+        std::mem::take(&mut self.bytes)
+    }
+
     /// Gives the memory of the empty receive buffer back; for connections that will wait for long.
     pub(crate) fn rest(&mut self) {
         if self.bytes.is_empty() {
@@ -159,6 +183,9 @@ impl Inbox {
     }
 
     fn announced(&self) -> Option<usize> {
+        if self.expected.is_some() {
+            return self.expected;
+        }
         let header = self.header().ok()??;
         Some(HEADER_LEN + header.len as usize)
     }

@@ -90,15 +90,7 @@ impl Outbox {
     /// It exceeds the limits; nothing is queued then.
     pub(crate) fn send(&mut self, frame: Outgoing) -> Result<(), ProtocolError> {
         let frame = frame.seal(self.bounds.max_frame, self.bounds.max_fds)?;
-        let len = HEADER_LEN + frame.payload_len();
-        if self.queued + len > self.bounds.max_queued {
-            return Err(ProtocolError::TooMuchQueued {
-                size: self.queued + len,
-                limit: self.bounds.max_queued,
-            });
-        }
-        self.queued += len;
-        self.written += len as u64;
+        self.account(HEADER_LEN + frame.payload_len())?;
         let Outgoing {
             buf, pieces, fds, ..
         } = frame;
@@ -115,6 +107,26 @@ impl Outbox {
             self.push(ChunkBytes::Shared(piece), Vec::new());
         }
         self.push(ChunkBytes::Shared(written), Vec::new());
+        Ok(())
+    }
+
+    /// Queues bytes that are no frame.
+    ///
+    /// # Errors
+    /// They exceed the limits; nothing is queued then.
+    pub(crate) fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), ProtocolError> {
+        self.account(bytes.len())?;
+        self.gather(bytes, Vec::new());
+        Ok(())
+    }
+
+    fn account(&mut self, len: usize) -> Result<(), ProtocolError> {
+        let (size, limit) = (self.queued + len, self.bounds.max_queued);
+        if size > limit {
+            return Err(ProtocolError::TooMuchQueued { size, limit });
+        }
+        self.queued = size;
+        self.written += len as u64;
         Ok(())
     }
 
