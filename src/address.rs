@@ -3,6 +3,7 @@
 //! Invariant: written down, it is readable by its owner only; read back, it is refused if others could read it.
 
 use crate::error::Context as _;
+use crate::listener::short_path;
 use crate::sys::{file, socket};
 use crate::{ConnectError, Password};
 use std::fmt::Write as _;
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The first line of an address that is written down.
 const MAGIC: &str = "forkserver 1";
@@ -55,6 +56,19 @@ impl Identity {
         };
         // A listener that was handed in may outlive its server, and keep clients waiting for ever.
         Ok(same && !process.wait(Some(Instant::now()))?)
+    }
+}
+
+/// Connects to the socket at a path of any length; waits `patience` at most for a place in the listener's queue.
+pub(crate) fn connect_to_path(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
+    match path
+        .parent()
+        .filter(|_| path.as_os_str().len() > socket::MAX_PATH)
+    {
+        Some(parent) => {
+            socket::connect(&short_path(&file::open_directory(parent)?, path), patience)
+        }
+        None => socket::connect(path, patience),
     }
 }
 

@@ -27,6 +27,7 @@
 //! * [`Entry`] and [`init`] start servers in programs with threads; [`spawn`] starts processes for them.
 //! * [`Event`] is what a server tells about itself to [`Server::observe`].
 //! * [`Channel`] is a stream of items both ways, between [`Client::open`] and [`Server::handle_stream`].
+//! * [`passenger`] is the format of Phusion Passenger's `AbstractServer`, for programs that have it already.
 //! * [`Fd`] and [`Bytes`] are values for arguments and results: a descriptor, and a byte string without the cost
 //!   that serde has for `Vec<u8>`.
 //! * [`Context`] is what a handler knows besides its arguments; [`Control`] is the server as seen from inside.
@@ -72,6 +73,7 @@ mod handle;
 mod limits;
 mod listener;
 mod panics;
+pub mod passenger;
 mod password;
 mod protocol;
 mod server;

@@ -1,11 +1,10 @@
-//! Connecting to a path.
+//! Connecting to an address.
 //!
-//! Invariant: a path of any length works, and waiting for a place in the backlog has a bound.
+//! Invariant: nobody gets a connection to another process than the address names, and waiting for a place in the
+//! backlog has a bound.
 
-use crate::address::Address;
+use crate::address::{Address, connect_to_path};
 use crate::error::ConnectError;
-use crate::listener::short_path;
-use crate::sys::{file, socket};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -29,18 +28,9 @@ pub(super) fn connect_to(address: &Address) -> Result<OwnedFd, ConnectError> {
     }
 }
 
-/// Connects to the socket at a path of any length.
+/// Connects to the socket at a path.
 fn connect(path: &Path) -> Result<OwnedFd, ConnectError> {
-    let try_connect = || match path
-        .parent()
-        .filter(|_| path.as_os_str().len() > socket::MAX_PATH)
-    {
-        Some(parent) => {
-            socket::connect(&short_path(&file::open_directory(parent)?, path), PATIENCE)
-        }
-        None => socket::connect(path, PATIENCE),
-    };
-    try_connect().map_err(|source| match source.kind() {
+    connect_to_path(path, PATIENCE).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             ConnectError::NotRunning { path: path.into() }
         }

@@ -139,7 +139,11 @@ pub(crate) fn take_array(bytes: &mut BytesMut, len: usize) -> Vec<Vec<u8>> {
 
 /// Takes a whole scalar from the beginning of a buffer, of which [`find_scalar`] has found `len` bytes.
 pub(crate) fn take_scalar(bytes: &mut BytesMut, len: usize) -> Vec<u8> {
-    let mut scalar = bytes.split_to(len);
+    // A long one that is all there is need not be copied.
+    let mut scalar = match len == bytes.len() {
+        true => std::mem::take(bytes),
+        false => bytes.split_to(len),
+    };
     scalar.advance(SCALAR_HEAD);
     scalar.into()
 }

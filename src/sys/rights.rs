@@ -41,10 +41,21 @@ pub(crate) fn receive(
     rights: Rights,
     now: bool,
 ) -> io::Result<Received> {
+    receive_at_most(socket, buffer, usize::MAX, rights, now)
+}
+
+/// As [`receive`], and no more than `limit` bytes, however much room there is.
+pub(crate) fn receive_at_most(
+    socket: &impl AsFd,
+    buffer: &mut BytesMut,
+    limit: usize,
+    rights: Rights,
+    now: bool,
+) -> io::Result<Received> {
     let room = buffer.spare_capacity_mut();
     let mut part = libc::iovec {
         iov_base: room.as_mut_ptr().cast(),
-        iov_len: room.len(),
+        iov_len: room.len().min(limit),
     };
     let mut control = MaybeUninit::<[usize; CONTROL_WORDS]>::uninit();
     // SAFETY: all zeroes are a valid msghdr.

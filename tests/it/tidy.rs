@@ -36,6 +36,7 @@ const FLOORS: [&[&str]; 6] = [
         "address",
         "panics",
         "event",
+        "passenger",
     ],
     &["service"],
     &["engine", "child"],
@@ -43,7 +44,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// What the front door re-exports, as far as modules say `crate::Name`.
-const NAMES: [(&str, &str); 13] = [
+const NAMES: [(&str, &str); 15] = [
     ("Address", "address"),
     ("Bytes", "bytes"),
     ("CallError", "error"),
@@ -57,6 +58,8 @@ const NAMES: [(&str, &str); 13] = [
     ("Password", "password"),
     ("ServerHandle", "handle"),
     ("StartError", "error"),
+    ("StopReason", "error"),
+    ("StopToken", "channel"),
 ];
 
 struct Source {
