@@ -65,18 +65,24 @@ pub fn main(with_both_engines: &[Test], with_one: &[Test]) {
         return run(*test);
     }
     let short = |name: &'static str| name.strip_prefix("it::").unwrap_or(name);
-    let threaded = with_both_engines
-        .iter()
-        .chain(with_one)
-        .map(|&(name, _)| Trial::test(short(name), move || run_alone(name, "threaded")));
+    let has_python = has_program("python3");
+    // What cannot be tested here is reported as ignored, and not as passed.
+    let trial = |title: String, name: &'static str, engine: &'static str| {
+        Trial::test(title, move || run_alone(name, engine))
+            .with_ignored_flag(name.contains("::python_") && !has_python)
+    };
+    let all = with_both_engines.iter().chain(with_one);
+    let threaded = all.map(|&(name, _)| trial(short(name).into(), name, "threaded"));
     let evented = with_both_engines
         .iter()
         .filter(|(name, _)| !OF_THREADS.contains(&short(name)))
-        .map(|&(name, _)| {
-            let title = format!("evented::{}", short(name));
-            Trial::test(title, move || run_alone(name, "evented"))
-        });
+        .map(|&(name, _)| trial(format!("evented::{}", short(name)), name, "evented"));
     libtest_mimic::run(&Arguments::from_args(), threaded.chain(evented).collect()).exit();
+}
+
+fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
 /// Runs a test in a process of its own.

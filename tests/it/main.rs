@@ -29,6 +29,7 @@ mod jobs;
 mod lifecycle;
 mod limits;
 mod listeners;
+mod passenger;
 mod processes;
 mod signals;
 mod sockets;
@@ -68,6 +69,7 @@ fn main() {
         entries::TESTS,
         examples::TESTS,
         jobs::TESTS,
+        passenger::TESTS,
         spawning::TESTS,
         tidy::TESTS,
         types::TESTS,
