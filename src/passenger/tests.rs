@@ -1,8 +1,10 @@
 use super::{Error, MessageChannel};
 use crate::StopReason;
 use crate::channel::StopToken;
+use crate::sys::{rights, socket};
 use bytes::BytesMut;
-use std::os::fd::OwnedFd;
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +27,8 @@ fn what_the_session_left_over_comes_first_at_whatever_place_it_ends() {
     let bytes = b"\x00\x03a\x00\x00\x00\x00\x00\x02bc";
     for len in 0..=bytes.len() {
         let (mut ours, theirs, _) = served(&bytes[..len]);
-        let theirs = UnixStream::from(
-            std::os::fd::AsFd::as_fd(&theirs)
-                .try_clone_to_owned()
-                .unwrap(),
-        );
-        std::io::Write::write_all(&mut &theirs, &bytes[len..]).unwrap();
+        let theirs = UnixStream::from(theirs.as_fd().try_clone_to_owned().unwrap());
+        (&theirs).write_all(&bytes[len..]).unwrap();
         assert_eq!(ours.has_buffered(), len > 0);
         assert_eq!(ours.read().unwrap().unwrap(), [&b"a"[..], b""]);
         assert_eq!(ours.read_scalar(2).unwrap().unwrap(), b"bc");
@@ -70,4 +68,29 @@ fn what_has_come_is_read_before_a_handler_is_told_to_stop() {
     assert_eq!(theirs.read().unwrap().unwrap(), [b"bye"]);
     assert!(is_told(ours.recv_io().unwrap_err()));
     assert!(matches!(ours.read(), Err(Error::OutOfStep)));
+}
+
+#[test]
+fn a_handler_gets_a_descriptor_where_its_listener_refuses_them() {
+    let (mut ours, mut theirs, _) = served(b"");
+    let refused = socket::allow_rights(&ours, false).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // As it would come without having been asked for.
+    let too_early = rights::send(
+        &theirs,
+        &[IoSlice::new(&[0])],
+        &[Arc::new(null.as_fd())],
+        true,
+    );
+    assert_eq!(
+        too_early.is_err(),
+        refused,
+        "where the kernel can refuse it"
+    );
+    if !refused {
+        return;
+    }
+    let sender = std::thread::spawn(move || theirs.send_io(null));
+    assert!(ours.recv_io().is_ok());
+    assert!(sender.join().unwrap().is_ok());
 }

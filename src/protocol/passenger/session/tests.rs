@@ -294,3 +294,34 @@ fn a_drain_ends_what_has_not_begun() {
     session.finish(b"\x00\x01\x00".to_vec());
     assert!(matches!(session.poll(now), Step::Transmit));
 }
+
+#[test]
+fn no_garbage_is_answered_or_kept_waiting_for_ever() {
+    let now = Instant::now();
+    let mut random = 7_u64;
+    for begin in [&b""[..], &greeting(PASSWORD)] {
+        for _ in 0..20_000 {
+            let mut session = session(now);
+            feed(&mut session.inbox, begin, Vec::new());
+            let bytes: Vec<u8> = (0..random % 40)
+                .map(|_| {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    // Small numbers, so that some headers announce little.
+                    (random >> 56) as u8 >> (random >> 40 & 7)
+                })
+                .collect();
+            random = random.wrapping_add(1);
+            feed(&mut session.inbox, &bytes, Vec::new());
+            let mut open = run(&mut session, now).1.is_some();
+            if open && session.state == State::Calling {
+                session.finish(Vec::new());
+                open = run(&mut session, now).1.is_some();
+            }
+            assert_eq!(session.outbox.queued(), 0);
+            let waits = session.deadline().is_some() || session.phase == Phase::Idle;
+            assert!(!open || waits, "{bytes:?}");
+        }
+    }
+}
