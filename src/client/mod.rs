@@ -186,9 +186,15 @@ impl Client {
     {
         let idle = self.in_flight == 0;
         let id = self.send(name, args, Form::Call)?;
-        let pending = self.begun.add(id, name, self.deadline());
+        let mut pending = self.begun.add(id, name, self.deadline());
         if idle || self.session.outbox.queued() > GATHERED {
-            self.flush().map_err(|err| self.with_delivery(err, id))?;
+            if let Err(err) = self.flush() {
+                let err = self.with_delivery(err, id);
+                if !is_answered_late(&err) {
+                    pending.finished();
+                }
+                return Err(err);
+            }
         }
         Ok(pending)
     }
@@ -197,8 +203,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::call`].
-    pub fn finish<R: DeserializeOwned>(&mut self, pending: Pending<R>) -> Result<R, CallError> {
-        let answer = match self.begun.take(&pending).ok_or(CallError::NoSuchCall)? {
+    pub fn finish<R: DeserializeOwned>(&mut self, mut pending: Pending<R>) -> Result<R, CallError> {
+        let kept = self.begun.take(&pending).ok_or(CallError::NoSuchCall)?;
+        pending.finished();
+        let answer = match kept {
             Some(answer) => answer,
             None => self.wait(pending.id, pending.deadline)?,
         };
@@ -275,10 +283,13 @@ impl Client {
                 similar: None,
             });
         }
-        self.freshen()?;
-        self.wait_for_place()?;
-        // 0 is for frames that belong to no call.
-        let id = self.last_id.checked_add(1).unwrap_or(1);
+        if self.fresh.is_some() {
+            self.freshen()?;
+        }
+        if self.in_flight >= self.limits.max_in_flight.max(1) {
+            self.wait_for_place()?;
+        }
+        let id = self.next_id();
         let (mut frame, slot) = write_call(id, name, self.timeout, form);
         let hash = codec::encode(args, &mut frame, &self.limits).map_err(CallError::Encode)?;
         slot.fill(&mut frame, hash);
@@ -288,11 +299,19 @@ impl Client {
         Ok(id)
     }
 
+    fn next_id(&self) -> u32 {
+        let mut id = self.last_id;
+        loop {
+            // 0 is for frames that belong to no call.
+            id = id.checked_add(1).unwrap_or(1);
+            if !self.begun.has_kept(id) {
+                return id;
+            }
+        }
+    }
+
     /// Waits until fewer calls than [`Limits::max_in_flight`] are unanswered.
     fn wait_for_place(&mut self) -> Result<(), CallError> {
-        if self.in_flight < self.limits.max_in_flight.max(1) {
-            return Ok(());
-        }
         let deadline = self.deadline();
         while self.in_flight >= self.limits.max_in_flight.max(1) {
             match self.step(deadline) {
@@ -305,13 +324,21 @@ impl Client {
     }
 
     /// Waits for the answer to a call.
+    // Or else each answer is copied twice; see `Inbox::next_frame`.
+    #[inline(always)]
     fn wait(&mut self, id: u32, deadline: Option<Instant>) -> Result<RawAnswer, CallError> {
         loop {
             match self.step(deadline) {
                 Ok(Some((answered, answer))) if answered == id => return Ok(answer),
                 Ok(Some((other, answer))) => self.begun.keep(other, answer),
                 Ok(None) => {}
-                Err(err) => return Err(self.with_delivery(err, id)),
+                Err(err) => {
+                    let err = self.with_delivery(err, id);
+                    if is_answered_late(&err) {
+                        self.begun.give_up(id);
+                    }
+                    return Err(err);
+                }
             }
         }
     }
@@ -348,4 +375,10 @@ impl Client {
             delivery: Delivery::Executed,
         })
     }
+}
+
+/// Whether a call that failed so may still be answered.
+fn is_answered_late(err: &CallError) -> bool {
+    let delivery = Delivery::MaybeExecuted;
+    matches!(err, CallError::TimedOut { delivery: known, .. } if *known == delivery)
 }

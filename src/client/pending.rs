@@ -1,13 +1,12 @@
 //! Calls that have been begun and not been finished, and the answers that came meanwhile.
 //!
-//! Invariant: an answer is kept only as long as somebody can ask for it.
+//! Invariant: an answer is kept only as long as somebody can ask for it. A call that is finished in the order in which
+//! it was begun, as most are, is found nowhere here: what is looked up are the exceptions.
 
 use crate::protocol::message::{EncodedValue, ErrorBody};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// An answer that has not been decoded.
@@ -21,61 +20,84 @@ pub struct Pending<R> {
     pub(super) id: u32,
     /// When the client gives it up.
     pub(super) deadline: Option<Instant>,
-    /// What was called; that it is still held tells the client that somebody still waits.
     name: Arc<str>,
+    /// The client's: there its id goes when it is dropped.
+    dropped: Arc<Dropped>,
+    is_finished: bool,
     result: PhantomData<fn() -> R>,
 }
 
-/// All begun calls of a client, by their ids.
+/// Ids of calls that nobody waits for any more, as their client will learn.
+type Dropped = Mutex<Vec<u32>>;
+
+/// What a client knows of the calls that it has begun.
 #[derive(Debug, Default)]
 pub(super) struct BegunCalls {
-    calls: HashMap<u32, Begun, BuildHasherDefault<IdHasher>>,
-    /// When there are so many, those that nobody waits for any more are looked for.
-    prune_at: usize,
-}
-
-#[derive(Debug)]
-struct Begun {
-    name: Weak<str>,
-    answer: Option<RawAnswer>,
+    /// Answers that came before somebody asked for them.
+    kept: HashMap<u32, RawAnswer>,
+    /// Calls whose answers nobody waits for, and which have not come.
+    given_up: HashSet<u32>,
+    dropped: Arc<Dropped>,
+    /// The last name; the next is mostly the same.
+    name: Option<Arc<str>>,
 }
 
 impl BegunCalls {
     pub(super) fn add<R>(&mut self, id: u32, name: &str, deadline: Option<Instant>) -> Pending<R> {
-        if self.calls.len() >= self.prune_at {
-            self.calls.retain(|_, call| call.name.strong_count() > 0);
-            self.prune_at = (self.calls.len() * 2).max(64);
-        }
-        let name: Arc<str> = name.into();
-        self.calls.insert(
-            id,
-            Begun {
-                name: Arc::downgrade(&name),
-                answer: None,
-            },
-        );
+        let name = match &self.name {
+            Some(last) if **last == *name => Arc::clone(last),
+            _ => Arc::clone(self.name.insert(name.into())),
+        };
         Pending {
             id,
             deadline,
             name,
+            dropped: Arc::clone(&self.dropped),
+            is_finished: false,
             result: PhantomData,
         }
     }
 
-    /// Keeps an answer for whoever will ask for it, if anybody can.
+    /// Keeps an answer for whoever will ask for it, if anybody can. A server that answers what was not asked cannot
+    /// have more kept than there are calls to ask for.
     pub(super) fn keep(&mut self, id: u32, answer: RawAnswer) {
-        match self.calls.get_mut(&id) {
-            Some(call) if call.name.strong_count() > 0 => call.answer = Some(answer),
-            Some(_) => drop(self.calls.remove(&id)),
-            None => {}
+        self.hear_of_dropped();
+        let askers = Arc::strong_count(&self.dropped) - 1;
+        if askers == 0 {
+            self.kept.clear();
+        }
+        if !self.given_up.remove(&id) && self.kept.len() < askers {
+            self.kept.insert(id, answer);
         }
     }
 
-    /// Forgets a call, and gives its answer if that has come. `None`: the call is not this client's.
+    /// Nobody waits for the answer to that call any more, which has been sent.
+    pub(super) fn give_up(&mut self, id: u32) {
+        self.given_up.insert(id);
+    }
+
+    /// The answer to a call, if it has come. `None`: the call is not this client's.
     pub(super) fn take<R>(&mut self, pending: &Pending<R>) -> Option<Option<RawAnswer>> {
-        match self.calls.entry(pending.id) {
-            Entry::Occupied(call) if pending.is_of(call.get()) => Some(call.remove().answer),
-            _ => None,
+        if !Arc::ptr_eq(&self.dropped, &pending.dropped) {
+            return None;
+        }
+        Some(match self.kept.is_empty() {
+            true => None,
+            false => self.kept.remove(&pending.id),
+        })
+    }
+
+    /// Whether an answer with that id waits to be asked for: then no other call may have the id.
+    pub(super) fn has_kept(&self, id: u32) -> bool {
+        !self.kept.is_empty() && self.kept.contains_key(&id)
+    }
+
+    fn hear_of_dropped(&mut self) {
+        let mut dropped = lock(&self.dropped);
+        for id in dropped.drain(..) {
+            if self.kept.remove(&id).is_none() {
+                self.given_up.insert(id);
+            }
         }
     }
 }
@@ -85,26 +107,20 @@ impl<R> Pending<R> {
         &self.name
     }
 
-    fn is_of(&self, call: &Begun) -> bool {
-        std::ptr::addr_eq(call.name.as_ptr(), Arc::as_ptr(&self.name))
+    /// Its answer has been received, or none will come.
+    pub(super) fn finished(&mut self) {
+        self.is_finished = true;
     }
 }
 
-/// Ids are the client's own, one after the other: they need no protection from whoever would choose them badly.
-#[derive(Debug, Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+impl<R> Drop for Pending<R> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            lock(&self.dropped).push(self.id);
+        }
     }
+}
 
-    fn write_u32(&mut self, id: u32) {
-        // Spreads the bits over the whole word, as the table looks at the highest as well: 2^64 by the golden ratio.
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+fn lock(dropped: &Dropped) -> std::sync::MutexGuard<'_, Vec<u32>> {
+    dropped.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 impl Client {
     /// One turn: an answer to a call, or some progress towards it.
+    #[inline]
     pub(super) fn step(
         &mut self,
         deadline: Option<Instant>,
