@@ -88,16 +88,17 @@ impl Raw {
                 reply.pieces.push((place, value.bytes));
                 reply.fds = value.fds.into_iter().map(Arc::new).collect();
             }
-            RawValue::Written { frame, start, hash } => {
+            RawValue::Written {
+                mut frame,
+                start,
+                hash,
+            } => {
                 slot.fill(&mut reply, hash);
                 let shift = reply.buf.len();
                 reply.buf.extend_from_slice(&frame.buf[start..]);
-                reply.pieces = frame
-                    .pieces
-                    .into_iter()
-                    .map(|(at, piece)| (at - start + shift, piece))
-                    .collect();
-                reply.fds = frame.fds;
+                let moved = |(at, piece)| (at - start + shift, piece);
+                reply.pieces = frame.pieces.drain(..).map(moved).collect();
+                reply.fds = std::mem::take(&mut frame.fds);
             }
         }
         reply

@@ -134,17 +134,24 @@ impl Driver {
         self.is_known_to_events = true;
         self.interest = interest;
         self.session.inbox.rest();
+        self.session.outbox.rest();
         self.session.deadline()
     }
 
     /// Does the one thing that the session wants. With `sleep`, it waits a moment for the client.
+    #[inline]
     pub(super) fn turn(&mut self, sleep: bool) -> Turn {
         if self.entry.is_draining() {
             self.session.drain();
         }
-        if let Some(call) = self.session.next_arrived() {
-            return Turn::Call(call);
+        match self.session.next_arrived() {
+            Some(call) => Turn::Call(call),
+            None => self.step(sleep),
         }
+    }
+
+    /// What is to be done when no call has arrived that could be answered.
+    fn step(&mut self, sleep: bool) -> Turn {
         let now = Instant::now();
         match self.session.poll(now) {
             Step::Event(Happening::Authenticated { fds }) => {

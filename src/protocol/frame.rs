@@ -5,6 +5,8 @@
 use crate::descriptor::Descriptor;
 use crate::limits::MAX_FDS;
 use bytes::Bytes;
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 /// Bytes in a header: kind, number of descriptors, flags, call id, payload length.
@@ -117,9 +119,14 @@ pub(crate) struct Frame {
     pub(crate) fds: Vec<Descriptor>,
 }
 
-/// A frame that is being written: the header's place is kept free until its length is known.
+/// A frame that is being written: the header's place is kept free until its length is known. It passes through
+/// many hands, so that it is small itself; its memory serves the thread's next frame.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct Outgoing(Box<Draft>);
+
+/// What an [`Outgoing`] frame consists of.
+#[derive(Debug)]
+pub(crate) struct Draft {
     kind: Kind,
     flags: u16,
     id: u32,
@@ -131,29 +138,53 @@ pub(crate) struct Outgoing {
     pub(crate) fds: Vec<Arc<Descriptor>>,
 }
 
+thread_local! {
+    /// The memory of the last frame that this thread has sent.
+    static SPARE: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
+}
+
+/// No more than this is kept for the next frame.
+const MAX_SPARE: usize = 4096;
+
+impl Deref for Outgoing {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        &self.0
+    }
+}
+
+impl DerefMut for Outgoing {
+    fn deref_mut(&mut self) -> &mut Draft {
+        &mut self.0
+    }
+}
+
 impl Outgoing {
     pub(crate) fn new(kind: Kind, id: u32) -> Outgoing {
-        let mut buf = Vec::with_capacity(128);
-        buf.resize(HEADER_LEN, 0);
-        Outgoing {
-            kind,
-            flags: 0,
-            id,
-            buf,
-            pieces: Vec::new(),
-            fds: Vec::new(),
-        }
+        let mut draft = SPARE.take().unwrap_or_else(|| {
+            Box::new(Draft {
+                kind,
+                flags: 0,
+                id,
+                buf: Vec::with_capacity(128),
+                pieces: Vec::new(),
+                fds: Vec::new(),
+            })
+        });
+        (draft.kind, draft.flags, draft.id) = (kind, 0, id);
+        draft.buf.extend_from_slice(&[0; HEADER_LEN]);
+        Outgoing(draft)
     }
 
-    /// Holds the place of a frame that is being worked on elsewhere.
-    pub(crate) fn empty() -> Outgoing {
-        Outgoing {
-            kind: Kind::Error,
-            flags: 0,
-            id: 0,
-            buf: Vec::new(),
-            pieces: Vec::new(),
-            fds: Vec::new(),
+    /// Its content has been copied, or taken out.
+    pub(crate) fn recycle(self) {
+        let Outgoing(mut draft) = self;
+        if draft.buf.capacity() <= MAX_SPARE {
+            draft.buf.clear();
+            draft.pieces.clear();
+            draft.fds.clear();
+            SPARE.set(Some(draft));
         }
     }
 
@@ -188,12 +219,23 @@ impl Outgoing {
         pieces.chain([&self.buf[last..]])
     }
 
-    /// Fills the header in; what is too large for the receiver is refused here, before a byte of it leaves.
+    /// The same frame with its header: see [`Outgoing::fill_header`].
     pub(crate) fn seal(
         mut self,
         max_frame: usize,
         max_fds: usize,
     ) -> Result<Outgoing, ProtocolError> {
+        self.fill_header(max_frame, max_fds)?;
+        Ok(self)
+    }
+
+    /// Fills the header in, and says how long the whole frame is. What is too large for the receiver is refused
+    /// here, before a byte of it leaves.
+    pub(crate) fn fill_header(
+        &mut self,
+        max_frame: usize,
+        max_fds: usize,
+    ) -> Result<usize, ProtocolError> {
         let size = self.payload_len();
         let limit = max_frame.min(u32::MAX as usize);
         if size > limit {
@@ -212,7 +254,7 @@ impl Outgoing {
             len: size as u32,
         };
         self.buf[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-        Ok(self)
+        Ok(HEADER_LEN + size)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: descriptors ride on the first byte of their frame; what is queued leaves in order and once.
 
-use super::frame::{HEADER_LEN, Outgoing, ProtocolError};
+use super::frame::{Outgoing, ProtocolError};
 use crate::descriptor::Descriptor;
 use crate::limits::Bounds;
 use bytes::Bytes;
@@ -26,6 +26,8 @@ pub(crate) struct Outbox {
     /// How many bytes have ever been queued.
     written: u64,
     bounds: Bounds,
+    /// The memory of a chunk that has left, for the next frames that are gathered.
+    spare: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Outbox {
             queued: 0,
             written: 0,
             bounds,
+            spare: Vec::new(),
         }
     }
 
@@ -88,25 +91,16 @@ impl Outbox {
     ///
     /// # Errors
     /// It exceeds the limits; nothing is queued then.
-    pub(crate) fn send(&mut self, frame: Outgoing) -> Result<(), ProtocolError> {
-        let frame = frame.seal(self.bounds.max_frame, self.bounds.max_fds)?;
-        self.account(HEADER_LEN + frame.payload_len())?;
-        let Outgoing {
-            buf, pieces, fds, ..
-        } = frame;
-        if pieces.is_empty() {
-            self.gather(buf, fds);
-            return Ok(());
+    pub(crate) fn send(&mut self, mut frame: Outgoing) -> Result<(), ProtocolError> {
+        let len = frame.fill_header(self.bounds.max_frame, self.bounds.max_fds)?;
+        self.account(len)?;
+        if frame.pieces.is_empty() {
+            let fds = std::mem::take(&mut frame.fds);
+            self.gather(&mut frame.buf, fds);
+        } else {
+            self.push_pieces(&mut frame);
         }
-        let mut written = Bytes::from(buf);
-        let (mut taken, mut fds) = (0, fds);
-        for (place, piece) in pieces {
-            let before = written.split_to(place - taken);
-            taken = place;
-            self.push(ChunkBytes::Shared(before), std::mem::take(&mut fds));
-            self.push(ChunkBytes::Shared(piece), Vec::new());
-        }
-        self.push(ChunkBytes::Shared(written), Vec::new());
+        frame.recycle();
         Ok(())
     }
 
@@ -114,9 +108,9 @@ impl Outbox {
     ///
     /// # Errors
     /// They exceed the limits; nothing is queued then.
-    pub(crate) fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), ProtocolError> {
+    pub(crate) fn send_bytes(&mut self, mut bytes: Vec<u8>) -> Result<(), ProtocolError> {
         self.account(bytes.len())?;
-        self.gather(bytes, Vec::new());
+        self.gather(&mut bytes, Vec::new());
         Ok(())
     }
 
@@ -207,25 +201,66 @@ impl Outbox {
             }
             left -= rest;
             self.sent = 0;
-            self.chunks.pop_front();
+            self.keep_spare();
             if left == 0 {
                 return;
             }
         }
     }
 
-    fn gather(&mut self, buf: Vec<u8>, fds: Vec<Arc<Descriptor>>) {
+    /// Gives memory back that is not used; for connections that will wait for long.
+    pub(crate) fn rest(&mut self) {
+        self.spare = Vec::new();
+    }
+
+    /// The first chunk has left.
+    fn keep_spare(&mut self) {
+        if let Some(Chunk {
+            bytes: ChunkBytes::Gathered(mut bytes),
+            ..
+        }) = self.chunks.pop_front()
+        {
+            if bytes.capacity() <= GATHERED && bytes.capacity() > self.spare.capacity() {
+                bytes.clear();
+                self.spare = bytes;
+            }
+        }
+    }
+
+    /// Adds a frame that is in one piece to the last chunk, if it may be, or as one of its own.
+    fn gather(&mut self, buf: &mut Vec<u8>, fds: Vec<Arc<Descriptor>>) {
         if fds.is_empty() && buf.len() <= GATHERED {
             if let Some(Chunk {
                 bytes: ChunkBytes::Gathered(last),
                 ..
             }) = self.chunks.back_mut()
             {
-                last.extend_from_slice(&buf);
+                last.extend_from_slice(buf);
                 return;
             }
         }
-        self.push(ChunkBytes::Gathered(buf), fds);
+        let bytes = match buf.len() <= self.spare.capacity() {
+            true => {
+                let mut gathered = std::mem::take(&mut self.spare);
+                gathered.extend_from_slice(buf);
+                gathered
+            }
+            false => std::mem::take(buf),
+        };
+        self.push(ChunkBytes::Gathered(bytes), fds);
+    }
+
+    /// Adds a frame that has long byte strings in it, which are not copied.
+    fn push_pieces(&mut self, frame: &mut Outgoing) {
+        let mut written = Bytes::from(std::mem::take(&mut frame.buf));
+        let (mut taken, mut fds) = (0, std::mem::take(&mut frame.fds));
+        for (place, piece) in frame.pieces.drain(..) {
+            let before = written.split_to(place - taken);
+            taken = place;
+            self.push(ChunkBytes::Shared(before), std::mem::take(&mut fds));
+            self.push(ChunkBytes::Shared(piece), Vec::new());
+        }
+        self.push(ChunkBytes::Shared(written), Vec::new());
     }
 
     fn push(&mut self, bytes: ChunkBytes, fds: Vec<Arc<Descriptor>>) {

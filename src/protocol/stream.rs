@@ -197,7 +197,7 @@ mod tests {
     }
 
     fn bytes(frame: Outgoing) -> Vec<u8> {
-        frame.seal(1 << 20, 253).unwrap().buf
+        frame.seal(1 << 20, 253).unwrap().buf.clone()
     }
 
     fn hear(side: Side, bytes: &[u8]) -> StreamIn {

@@ -318,7 +318,8 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
     let hello = Hello::write(&password(), false, true)
         .seal(128, 0)
         .unwrap()
-        .buf;
+        .buf
+        .clone();
     let step = Duration::from_millis(300);
 
     let mut silent = server_with(limits.clone(), now);

@@ -33,6 +33,7 @@ pub(super) struct Decoding<'a> {
 }
 
 impl<'a> Decoding<'a> {
+    #[inline]
     pub(super) fn new(
         payload: &'a Bytes,
         fds: Vec<Descriptor>,
@@ -54,6 +55,7 @@ impl<'a> Decoding<'a> {
     }
 
     /// Whether a value that could be read is also what the sender meant.
+    #[inline]
     pub(super) fn accept(&self, hash: Option<u64>, unused: usize) -> Result<(), String> {
         if hash.is_some_and(|hash| hash != self.shape.hash()) {
             let hint = match self.byte_strings.get() {

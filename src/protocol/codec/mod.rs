@@ -12,6 +12,7 @@ mod shape;
 mod variants;
 
 use self::deserializer::Part;
+use self::serializer::Encoding;
 use super::frame::Outgoing;
 use super::message::EncodedValue;
 use crate::limits::Limits;
@@ -19,29 +20,30 @@ use bincode::config::Configuration;
 use bincode::enc::write::Writer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::cell::RefCell;
 use std::marker::PhantomData;
 
 /// Little-endian, integers of variable length: bincode's standard, written down in PROTOCOL.md.
 const CONFIG: Configuration = bincode::config::standard();
 
-/// Appends `value` to `frame`, with its descriptors, and returns the hash of its types.
+/// Appends `value` to `frame`, which has none yet, with its descriptors; returns the hash of its types.
 ///
 /// # Errors
 /// The value has a form that serde or bincode cannot write, or is nested too deeply; the text says which.
+#[inline]
 pub(crate) fn encode<T>(value: &T, frame: &mut Outgoing, limits: &Limits) -> Result<u64, String>
 where
     T: Serialize + ?Sized,
 {
-    let shared = RefCell::new(std::mem::replace(frame, Outgoing::empty()));
-    let encoding = serializer::Encoding::new(&shared, limits.max_depth);
-    let result =
-        match bincode::serde::encode_into_writer(encoding.typed(value), Sink(&shared), CONFIG) {
-            Ok(()) => Ok(encoding.hash()),
-            Err(err) => Err(encoding.problem().unwrap_or_else(|| err.to_string())),
-        };
-    *frame = shared.into_inner();
-    result
+    let encoding = Encoding::new(limits.max_depth);
+    let sink = Sink {
+        buf: &mut frame.buf,
+        encoding: &encoding,
+    };
+    let result = bincode::serde::encode_into_writer(encoding.typed(value), sink, CONFIG);
+    match result {
+        Ok(()) => Ok(encoding.finish(frame)),
+        Err(err) => Err(encoding.problem().unwrap_or_else(|| err.to_string())),
+    }
 }
 
 /// Reads a value; its descriptors that do not become part of the value are closed.
@@ -49,6 +51,7 @@ where
 /// # Errors
 /// The bytes are not a `T` and nothing but a `T`, the types differ from the sender's, a descriptor is missing or
 /// left over, or a limit is exceeded; the text says which.
+#[inline]
 pub(crate) fn decode<T: DeserializeOwned>(
     value: EncodedValue,
     limits: &Limits,
@@ -65,12 +68,16 @@ pub(crate) fn decode<T: DeserializeOwned>(
     }
 }
 
-/// Where bincode writes to. The serializer looks at the same frame between two writes.
-struct Sink<'a>(&'a RefCell<Outgoing>);
+/// Where bincode writes to. The serializer is told how far it has come.
+struct Sink<'a> {
+    buf: &'a mut Vec<u8>,
+    encoding: &'a Encoding,
+}
 
 impl Writer for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
-        self.0.borrow_mut().buf.extend_from_slice(bytes);
+        self.buf.extend_from_slice(bytes);
+        self.encoding.has_written_to(self.buf.len());
         Ok(())
     }
 }

@@ -6,26 +6,34 @@
 
 use super::handover::{self, Slot};
 use super::shape::{Kind, Shape};
+use crate::descriptor::Descriptor;
 use crate::protocol::frame::Outgoing;
+use bytes::Bytes;
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 /// One value being written.
-pub(super) struct Encoding<'a> {
-    frame: &'a RefCell<Outgoing>,
+pub(super) struct Encoding {
+    /// How long the frame is so far.
+    written: Cell<usize>,
+    pieces: RefCell<Vec<(usize, Bytes)>>,
+    fds: RefCell<Vec<Arc<Descriptor>>>,
     shape: Shape,
     depth: Cell<usize>,
     max_depth: usize,
     problem: RefCell<Option<String>>,
 }
 
-impl<'a> Encoding<'a> {
-    pub(super) fn new(frame: &'a RefCell<Outgoing>, max_depth: usize) -> Encoding<'a> {
+impl Encoding {
+    pub(super) fn new(max_depth: usize) -> Encoding {
         Encoding {
-            frame,
+            written: Cell::new(0),
+            pieces: RefCell::default(),
+            fds: RefCell::default(),
             shape: Shape::new(),
             depth: Cell::new(0),
             max_depth,
@@ -40,13 +48,28 @@ impl<'a> Encoding<'a> {
         }
     }
 
-    pub(super) fn hash(&self) -> u64 {
+    /// The frame has that length now.
+    pub(super) fn has_written_to(&self, len: usize) {
+        self.written.set(len);
+    }
+
+    /// Puts what was set aside beside what was written, and gives the hash.
+    // Or else all of it is copied, to find most of it empty.
+    #[inline(always)]
+    pub(super) fn finish(self, frame: &mut Outgoing) -> u64 {
+        let (pieces, fds) = (self.pieces.into_inner(), self.fds.into_inner());
+        if !pieces.is_empty() {
+            frame.pieces = pieces;
+        }
+        if !fds.is_empty() {
+            frame.fds = fds;
+        }
         self.shape.hash()
     }
 
     /// Our own reason for a failure, if it was ours.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.problem.take()
+    pub(super) fn problem(self) -> Option<String> {
+        self.problem.into_inner()
     }
 
     fn descend<E: serde::ser::Error>(&self) -> Result<(), E> {
@@ -54,12 +77,17 @@ impl<'a> Encoding<'a> {
         if self.depth.get() <= self.max_depth {
             return Ok(());
         }
+        Err(self.too_deep())
+    }
+
+    #[cold]
+    fn too_deep<E: serde::ser::Error>(&self) -> E {
         let problem = format!(
             "the value is nested deeper than max_depth, {}",
             self.max_depth
         );
         self.problem.replace(Some(problem.clone()));
-        Err(E::custom(problem))
+        E::custom(problem)
     }
 
     fn ascend(&self) {
@@ -84,10 +112,10 @@ impl<'a> Encoding<'a> {
         value: &T,
     ) -> Result<S::Ok, S::Error> {
         self.shape.add(Kind::Fd);
-        let fds = std::mem::take(&mut self.frame.borrow_mut().fds);
+        let fds = self.fds.take();
         let (result, slot) = handover::open(Slot::SendFds(fds), || value.serialize(inner));
         if let Slot::SendFds(fds) = slot {
-            self.frame.borrow_mut().fds = fds;
+            self.fds.replace(fds);
         }
         result
     }
@@ -100,9 +128,7 @@ impl<'a> Encoding<'a> {
         self.shape.add(Kind::Bytes);
         let (result, slot) = handover::open(Slot::SendBytes(None), || value.serialize(inner));
         if let Slot::SendBytes(Some(bytes)) = slot {
-            let mut frame = self.frame.borrow_mut();
-            let place = frame.buf.len();
-            frame.pieces.push((place, bytes));
+            self.pieces.borrow_mut().push((self.written.get(), bytes));
         }
         result
     }
@@ -111,7 +137,7 @@ impl<'a> Encoding<'a> {
 /// A value that writes itself through the wrapper.
 pub(super) struct Typed<'a, T: ?Sized> {
     value: &'a T,
-    encoding: &'a Encoding<'a>,
+    encoding: &'a Encoding,
 }
 
 impl<T: Serialize + ?Sized> Serialize for Typed<'_, T> {
@@ -126,7 +152,7 @@ impl<T: Serialize + ?Sized> Serialize for Typed<'_, T> {
 /// serde's serializer `S`, with everything that passes hashed.
 struct TypedSerializer<'a, S> {
     inner: S,
-    encoding: &'a Encoding<'a>,
+    encoding: &'a Encoding,
 }
 
 macro_rules! scalars {
@@ -302,7 +328,7 @@ impl<'a, S: Serializer> Serializer for TypedSerializer<'a, S> {
     }
 }
 
-impl<'a> Encoding<'a> {
+impl Encoding {
     fn parts<'v, P, E: serde::ser::Error>(
         &'v self,
         inner: Result<P, E>,
@@ -318,7 +344,7 @@ impl<'a> Encoding<'a> {
 /// A value of several parts, being written one part after the other.
 struct Parts<'a, P> {
     inner: P,
-    encoding: &'a Encoding<'a>,
+    encoding: &'a Encoding,
 }
 
 impl<P> Parts<'_, P> {

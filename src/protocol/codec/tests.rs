@@ -9,7 +9,7 @@ fn encoded<T: Serialize + ?Sized>(value: &T) -> (Vec<u8>, u64) {
     let mut frame = Outgoing::new(Kind::Reply, 1);
     let hash = encode(value, &mut frame, &Limits::default()).unwrap();
     let mut bytes = frame.buf.split_off(HEADER_LEN);
-    for (place, piece) in frame.pieces.into_iter().rev() {
+    for (place, piece) in frame.pieces.drain(..).rev() {
         bytes.splice(place - HEADER_LEN..place - HEADER_LEN, piece);
     }
     (bytes, hash)
