@@ -202,14 +202,14 @@ impl Driver {
 
     /// Lends what waits to be sent while the next call is being answered. `false`: there is nothing.
     pub(super) fn lend(&mut self, loans: &Loans) -> bool {
-        let Some(outbox) = self.session.lend_outbox() else {
+        if !self.has_output() {
             return false;
-        };
+        }
         let connection = &self.connection;
         let loan = self
             .loan
             .get_or_insert_with(|| loans.register(connection.share()));
-        loans.lend(loan, outbox);
+        loans.lend(loan, &mut self.session);
         true
     }
 
@@ -240,9 +240,7 @@ impl Driver {
         let outcome = service.answer(context, call, &scope);
         let is_urgent = context.has_deferred();
         if let (Some(loan), Some(loans)) = (&self.loan, loans) {
-            if let Some(outbox) = loans.reclaim(loan) {
-                self.session.take_back(outbox);
-            }
+            loans.reclaim(loan, &mut self.session);
         }
         match outcome {
             Outcome::Answer(answer) => {

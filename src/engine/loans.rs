@@ -4,7 +4,9 @@
 //! long the next call takes. A client may need it to let that call go on.
 
 use crate::connection::Connection;
+use crate::limits::Bounds;
 use crate::protocol::outbox::Outbox;
+use crate::protocol::server::ServerSession;
 use crate::sys::linger::Socket;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -12,11 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 /// What one session has lent while its call is being answered.
 pub(super) struct Loan {
     connection: Connection,
-    lent: Mutex<Option<Lent>>,
+    lent: Mutex<Lent>,
 }
 
 struct Lent {
-    outbox: Outbox,
+    /// The session's, and the session has another meanwhile; or that other one.
+    outbox: Box<Outbox>,
+    is_lent: bool,
     /// At which look it was lent.
     since: u64,
     /// All of it has left, and there is nothing to look after.
@@ -37,7 +41,12 @@ impl Loans {
     pub(super) fn register(&self, socket: Arc<Socket>) -> Arc<Loan> {
         let loan = Arc::new(Loan {
             connection: Connection::new(socket),
-            lent: Mutex::new(None),
+            lent: Mutex::new(Lent {
+                outbox: Box::new(Outbox::new(Bounds::default())),
+                is_lent: false,
+                since: 0,
+                is_settled: false,
+            }),
         });
         let mut known = self.known();
         if known.len() == known.capacity() {
@@ -49,23 +58,24 @@ impl Loans {
         loan
     }
 
-    pub(super) fn lend(&self, loan: &Loan, outbox: Outbox) {
-        let since = self.looks.load(Ordering::Relaxed);
-        *loan.lock() = Some(Lent {
-            outbox,
-            since,
-            is_settled: false,
-        });
+    pub(super) fn lend(&self, loan: &Loan, session: &mut ServerSession) {
+        let mut lent = loan.lock();
+        session.lend_outbox(&mut lent.outbox);
+        (lent.is_lent, lent.is_settled) = (true, false);
+        lent.since = self.looks.load(Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Gives back what was lent, or what is left of it.
-    pub(super) fn reclaim(&self, loan: &Loan) -> Option<Outbox> {
-        let lent = loan.lock().take()?;
+    /// Gives back what was lent, or what is left of it, if anything was.
+    pub(super) fn reclaim(&self, loan: &Loan, session: &mut ServerSession) {
+        let mut lent = loan.lock();
+        if !std::mem::take(&mut lent.is_lent) {
+            return;
+        }
         if !lent.is_settled {
             self.open.fetch_sub(1, Ordering::SeqCst);
         }
-        Some(lent.outbox)
+        session.take_back(&mut lent.outbox);
     }
 
     /// Whether there is something to look after.
@@ -95,8 +105,8 @@ impl Loans {
             // It is being lent or reclaimed at this moment.
             Err(TryLockError::WouldBlock) => return,
         };
-        let Some(lent) = &mut *guard else { return };
-        if lent.is_settled || now < lent.since + 2 {
+        let lent = &mut *guard;
+        if !lent.is_lent || lent.is_settled || now < lent.since + 2 {
             return;
         }
         // What cannot be sent now is sent later, and a connection that is broken is found so by its session.
@@ -115,7 +125,7 @@ impl Loans {
 }
 
 impl Loan {
-    fn lock(&self) -> MutexGuard<'_, Option<Lent>> {
+    fn lock(&self) -> MutexGuard<'_, Lent> {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

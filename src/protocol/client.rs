@@ -154,6 +154,7 @@ impl ClientSession {
     ///
     /// # Errors
     /// The server broke the protocol; the connection is of no use any more.
+    #[inline]
     pub(crate) fn poll(&mut self) -> Result<Step<Answer>, ProtocolError> {
         if let Some(answer) = self.next_answer()? {
             return Ok(Step::Event(answer));
@@ -169,6 +170,7 @@ impl ClientSession {
     }
 
     /// The next answer among what has been received already.
+    #[inline]
     pub(crate) fn next_answer(&mut self) -> Result<Option<Answer>, ProtocolError> {
         let Some(frame) = self.inbox.next_frame()? else {
             return Ok(None);

@@ -123,6 +123,9 @@ impl Inbox {
     ///
     /// # Errors
     /// A header beyond the limits, or descriptors that belong to no frame.
+    // What it gives is large, and to copy a thing that has just been written in parts is slow: this and what
+    // hands it on are inlined, up to the decoding.
+    #[inline]
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
         let Some(header) = self.header()? else {
             return self.no_fds_inside(None).map(|()| None);
@@ -190,6 +193,7 @@ impl Inbox {
         Some(HEADER_LEN + header.len as usize)
     }
 
+    #[inline]
     fn take_fds(&mut self, count: usize) -> Result<Vec<Descriptor>, ProtocolError> {
         if count == 0 {
             return Ok(Vec::new());

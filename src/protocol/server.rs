@@ -46,7 +46,8 @@ pub(crate) struct ServerSession {
     password: Arc<Password>,
     limits: Arc<Limits>,
     pub(crate) inbox: Inbox,
-    pub(crate) outbox: Outbox,
+    /// Boxed, because it is lent with every call of a batch.
+    pub(crate) outbox: Box<Outbox>,
     state: State,
     deadline: Option<Instant>,
     /// What the deadline is about, so that progress there, and only there, moves it.
@@ -76,7 +77,7 @@ impl ServerSession {
     pub(crate) fn new(password: Arc<Password>, limits: Arc<Limits>, now: Instant) -> ServerSession {
         ServerSession {
             inbox: Inbox::new(limits.bounds()),
-            outbox: Outbox::new(limits.bounds()),
+            outbox: Box::new(Outbox::new(limits.bounds())),
             deadline: now.checked_add(limits.auth_timeout),
             phase: Phase::Greeting,
             state: State::Greeting,
@@ -165,7 +166,7 @@ impl ServerSession {
         self.queue(stream::opened(id));
         self.holds_welcome = false;
         let inbox = std::mem::replace(&mut self.inbox, Inbox::new(Bounds::default()));
-        let outbox = std::mem::replace(&mut self.outbox, Outbox::new(Bounds::default()));
+        let outbox = std::mem::replace(&mut *self.outbox, Outbox::new(Bounds::default()));
         (
             StreamIn::new(inbox, id, Side::Server),
             // A client needs to ask nobody before it receives descriptors.
@@ -177,7 +178,7 @@ impl ServerSession {
     pub(crate) fn close_stream(&mut self, input: StreamIn, output: StreamOut, answer: Outgoing) {
         self.leftover = (!input.has_ended()).then_some(input.id());
         let broken = input.broken().cloned();
-        (self.inbox, self.outbox) = (input.inbox, output.outbox);
+        (self.inbox, *self.outbox) = (input.inbox, output.outbox);
         self.finish(answer);
         if let Some(err) = broken {
             self.break_off(err);
@@ -268,11 +269,10 @@ impl ServerSession {
 
     /// The next call, if it has arrived and nothing must be done before it. [`ServerSession::poll`] would report it
     /// as well, but needs to know what time it is.
+    #[inline]
     pub(crate) fn next_arrived(&mut self) -> Option<Call> {
-        if self.state != State::Ready || self.draining || !self.inbox.has_frame() {
-            return None;
-        }
-        if self.has_output() && !self.may_hold() {
+        let is_ready = matches!(self.state, State::Ready) && !self.draining;
+        if !is_ready || self.has_output() && !self.may_hold() {
             return None;
         }
         match self.next_call() {
@@ -284,6 +284,7 @@ impl ServerSession {
         }
     }
 
+    #[inline]
     fn begin(&mut self, call: Call) -> Call {
         self.state = State::Calling {
             id: call.id,
@@ -337,6 +338,7 @@ impl ServerSession {
         self.end(Ending::Protocol(err));
     }
 
+    #[inline]
     fn next_call(&mut self) -> Result<Option<Call>, ProtocolError> {
         while let Some(frame) = self.inbox.next_frame()? {
             if frame.header.kind == Kind::Call && self.leftover.is_none() {

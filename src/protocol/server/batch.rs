@@ -3,7 +3,6 @@
 //! Invariant: it stays within `max_in_flight`, `high_watermark` and `max_queued`.
 
 use super::ServerSession;
-use crate::limits::Bounds;
 use crate::protocol::frame::HEADER_LEN;
 use crate::protocol::outbox::Outbox;
 
@@ -18,20 +17,14 @@ impl ServerSession {
         self.is_pressed
     }
 
-    /// What is queued, while a call is being answered: somebody else may send of it. `None`: nothing is.
-    pub(crate) fn lend_outbox(&mut self) -> Option<Outbox> {
-        match self.outbox.queued() {
-            0 => None,
-            _ => Some(std::mem::replace(
-                &mut self.outbox,
-                Outbox::new(Bounds::default()),
-            )),
-        }
+    /// Exchanges what is queued for an empty outbox while a call is being answered: somebody else may send of it.
+    pub(crate) fn lend_outbox(&mut self, empty: &mut Box<Outbox>) {
+        std::mem::swap(&mut self.outbox, empty);
     }
 
-    /// What is left of what was lent.
-    pub(crate) fn take_back(&mut self, outbox: Outbox) {
-        self.outbox = outbox;
+    /// Exchanges the empty outbox for what is left of what was lent.
+    pub(crate) fn take_back(&mut self, lent: &mut Box<Outbox>) {
+        std::mem::swap(&mut self.outbox, lent);
         self.has_left();
     }
 
