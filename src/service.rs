@@ -3,10 +3,12 @@
 //! Invariant: whatever a handler does, and whatever it is called with, each call has exactly one answer; the
 //! session never sees a panic.
 
+mod name;
 // No engine asks for it yet.
 #[cfg_attr(not(test), expect(dead_code))]
 pub(crate) mod strings;
 
+use self::name::{Name, NameHasher};
 use crate::channel::Channel;
 use crate::context::Context;
 use crate::fault::Fault;
@@ -17,7 +19,9 @@ use crate::protocol::frame::Outgoing;
 use crate::protocol::message::{Call, Class, EncodedValue, ErrorBody, write_reply};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 /// The longest name that a call can carry.
@@ -127,9 +131,8 @@ pub(crate) struct StreamTask {
 
 type RunStream = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
 
-type Handler =
-    dyn Fn(&mut Context, u32, EncodedValue, &Limits) -> Result<Outgoing, Failure> + Send + Sync;
-type StreamHandler = dyn Fn(EncodedValue, &Limits) -> Result<RunStream, Failure> + Send + Sync;
+type Handler = dyn Fn(&mut Context, &mut Call, &Limits) -> Outgoing + Send + Sync;
+type StreamHandler = dyn Fn(&mut Call, &Limits) -> Result<RunStream, Failure> + Send + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
 
 /// What holds for calls that come through one listener.
@@ -148,7 +151,7 @@ impl Scope<'_> {
 /// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
 #[derive(Clone, Default)]
 pub(crate) struct Service {
-    handlers: HashMap<Arc<str>, Entry>,
+    handlers: HashMap<Name, Entry, BuildHasherDefault<NameHasher>>,
     fallback: Option<Arc<Fallback>>,
     /// The first name that was given twice.
     duplicate: Option<String>,
@@ -169,13 +172,16 @@ impl Service {
         A: DeserializeOwned,
         R: Serialize,
     {
-        let erased = move |context: &mut Context, id: u32, value: EncodedValue, limits: &Limits| {
-            let args = decode_arguments(value, limits)?;
+        let run = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+            let args = decode_arguments(call, limits)?;
             let result = handler(context, args).map_err(Failure::Fault)?;
-            let (mut reply, slot) = write_reply(id);
+            let (mut reply, slot) = write_reply(call.id);
             let hash = codec::encode(&result, &mut reply, limits).map_err(Failure::BadReply)?;
             slot.fill(&mut reply, hash);
             Ok(reply)
+        };
+        let erased = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+            run(context, call, limits).unwrap_or_else(|failure: Failure| failure.answer(call.id))
         };
         self.insert(name, Entry::Call(Arc::new(erased)));
     }
@@ -188,8 +194,8 @@ impl Service {
         A: DeserializeOwned + Send + 'static,
     {
         let handler = Arc::new(handler);
-        let erased = move |value: EncodedValue, limits: &Limits| {
-            let args = decode_arguments::<A>(value, limits)?;
+        let erased = move |call: &mut Call, limits: &Limits| {
+            let args = decode_arguments::<A>(call, limits)?;
             let handler = Arc::clone(&handler);
             let task =
                 move |context: &mut Context, channel: Channel| handler(context, args, channel);
@@ -199,7 +205,8 @@ impl Service {
     }
 
     fn insert(&mut self, name: String, entry: Entry) {
-        if self.handlers.insert(name.as_str().into(), entry).is_some() {
+        let known = Name(name.as_str().into());
+        if self.handlers.insert(known, entry).is_some() {
             self.duplicate.get_or_insert(name);
         }
     }
@@ -209,7 +216,7 @@ impl Service {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.handlers.contains_key(name)
+        self.handlers.contains_key(name.as_bytes())
     }
 
     pub(crate) fn duplicate(&self) -> Option<&str> {
@@ -219,71 +226,60 @@ impl Service {
     pub(crate) fn too_long(&self) -> Option<&str> {
         self.handlers
             .keys()
+            .map(|Name(name)| &**name)
             .find(|name| name.len() > MAX_NAME)
-            .map(|name| &**name)
     }
 
     /// Answers a call, or says what its stream is to be handed to.
     pub(crate) fn answer(
         &self,
         context: &mut Context,
-        mut call: Call,
-        scope: &Scope<'_>,
-    ) -> Outcome {
-        match panics::catch(|| self.dispatch(context, &mut call, scope)) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(body)) => Outcome::Answer(body.write(call.id)),
-            Err(panicked) => {
-                let (session, control) = (Some(context.session_id()), context.control());
-                control.observer().panicked(session, call.name(), &panicked);
-                Outcome::Answer(ErrorBody::from(panicked).write(call.id))
-            }
-        }
-    }
-
-    fn dispatch(
-        &self,
-        context: &mut Context,
         call: &mut Call,
         scope: &Scope<'_>,
-    ) -> Result<Outcome, ErrorBody> {
+    ) -> Outcome {
+        let id = call.id;
         if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(ErrorBody::new(Class::TooLate, Vec::new()));
+            return Outcome::Answer(ErrorBody::new(Class::TooLate, Vec::new()).write(id));
         }
-        let value = std::mem::take(&mut call.value);
-        let limits = scope.limits;
-        let known = self.handlers.get_key_value(call.name());
-        match (known.filter(|_| scope.admits(call.name())), call.stream) {
-            (Some((_, Entry::Call(handler))), false) => {
-                let answer = handler(context, call.id, value, limits);
-                answer.map(Outcome::Answer).map_err(ErrorBody::from)
+        let known = self.handlers.get_key_value(call.name_bytes());
+        let (name, caught) = match known.filter(|(Name(name), _)| scope.admits(name)) {
+            Some((Name(name), entry)) => {
+                let limits = scope.limits;
+                let caught = panics::catch(|| entry.dispatch(name, context, call, limits));
+                (Cow::Borrowed(&**name), caught)
             }
-            (Some((name, Entry::Stream(handler))), true) => {
-                let run = handler(value, limits)?;
-                let name = Arc::clone(name);
-                Ok(Outcome::Stream(StreamTask { name, run }))
+            None => {
+                let name = call.name().to_owned();
+                let caught = panics::catch(|| self.fall_back(&name, context, call, scope));
+                (Cow::Owned(name), caught)
             }
-            (Some(_), asked_for_stream) => Err(ErrorBody::wrong_form(!asked_for_stream)),
-            (None, false) if scope.admits(call.name()) => {
-                self.fall_back(context, call, value, scope)
+        };
+        match caught {
+            Ok(outcome) => outcome,
+            Err(panicked) => {
+                let (session, control) = (Some(context.session_id()), context.control());
+                control.observer().panicked(session, &name, &panicked);
+                Outcome::Answer(ErrorBody::from(panicked).write(id))
             }
-            (None, _) => Err(self.unknown(call.name(), scope)),
         }
     }
 
     fn fall_back(
         &self,
+        name: &str,
         context: &mut Context,
-        call: &Call,
-        value: EncodedValue,
+        call: &mut Call,
         scope: &Scope<'_>,
-    ) -> Result<Outcome, ErrorBody> {
-        let Some(fallback) = &self.fallback else {
-            return Err(self.unknown(call.name(), scope));
+    ) -> Outcome {
+        let (id, fallback) = match &self.fallback {
+            Some(fallback) if !call.stream && scope.admits(name) => (call.id, fallback),
+            _ => return Outcome::Answer(self.unknown(name, scope).write(call.id)),
         };
-        let raw = Raw::received(value, scope.limits.clone());
-        let result = fallback(context, call.name(), raw).map_err(Failure::Fault)?;
-        Ok(Outcome::Answer(result.into_reply(call.id)))
+        let raw = Raw::received(call.take_value(), scope.limits.clone());
+        Outcome::Answer(match fallback(context, name, raw) {
+            Ok(result) => result.into_reply(id),
+            Err(fault) => Failure::Fault(fault).answer(id),
+        })
     }
 
     fn unknown(&self, name: &str, scope: &Scope<'_>) -> ErrorBody {
@@ -294,7 +290,7 @@ impl Service {
     /// The known name that is most like `name`, if one is like it at all.
     fn nearest(&self, name: &str, scope: &Scope<'_>) -> Option<String> {
         const ALIKE: f64 = 0.6;
-        let alike = |known: &Arc<str>| {
+        let alike = |Name(known): &Name| {
             (
                 strsim::normalized_damerau_levenshtein(name, known),
                 Arc::clone(known),
@@ -303,7 +299,7 @@ impl Service {
         let nearest = self
             .handlers
             .keys()
-            .filter(|known| scope.admits(known))
+            .filter(|Name(known)| scope.admits(known))
             .map(alike)
             .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         nearest
@@ -312,11 +308,30 @@ impl Service {
     }
 }
 
-fn decode_arguments<A: DeserializeOwned>(
-    value: EncodedValue,
-    limits: &Limits,
-) -> Result<A, Failure> {
-    codec::decode(value, limits).map_err(|reason| {
+impl Entry {
+    fn dispatch(
+        &self,
+        name: &Arc<str>,
+        context: &mut Context,
+        call: &mut Call,
+        limits: &Limits,
+    ) -> Outcome {
+        Outcome::Answer(match (self, call.stream) {
+            (Entry::Call(handler), false) => handler(context, call, limits),
+            (Entry::Stream(handler), true) => match handler(call, limits) {
+                Ok(run) => {
+                    let name = Arc::clone(name);
+                    return Outcome::Stream(StreamTask { name, run });
+                }
+                Err(failure) => failure.answer(call.id),
+            },
+            (_, asked_for_stream) => ErrorBody::wrong_form(!asked_for_stream).write(call.id),
+        })
+    }
+}
+
+fn decode_arguments<A: DeserializeOwned>(call: &mut Call, limits: &Limits) -> Result<A, Failure> {
+    codec::decode(call.take_value(), limits).map_err(|reason| {
         Failure::Mismatch(format!(
             "{reason} (the handler takes {})",
             std::any::type_name::<A>()
@@ -336,7 +351,7 @@ pub(crate) fn end_of_stream(id: u32, result: Result<Result<(), Fault>, Panicked>
             }
             reply
         }
-        Ok(Err(fault)) => ErrorBody::from(Failure::Fault(fault)).write(id),
+        Ok(Err(fault)) => Failure::Fault(fault).answer(id),
         Err(panicked) => ErrorBody::from(panicked).write(id),
     }
 }
@@ -347,9 +362,11 @@ impl From<Panicked> for ErrorBody {
     }
 }
 
-impl From<Failure> for ErrorBody {
-    fn from(failure: Failure) -> ErrorBody {
-        match failure {
+impl Failure {
+    /// What the caller of `id` is told.
+    #[cold]
+    fn answer(self, id: u32) -> Outgoing {
+        let body = match self {
             Failure::Mismatch(reason) => ErrorBody::new(Class::TypeMismatch, vec![reason]),
             Failure::BadReply(reason) => ErrorBody::new(Class::BadReply, vec![reason]),
             Failure::Fault(fault) => ErrorBody {
@@ -358,6 +375,7 @@ impl From<Failure> for ErrorBody {
                 texts: fault.texts,
                 fds: fault.fds.iter().map(crate::Fd::share).collect(),
             },
-        }
+        };
+        body.write(id)
     }
 }

@@ -215,7 +215,7 @@ impl Driver {
 
     /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
     /// [`Driver::run_stream`] or [`Driver::refuse`] must follow. `loans`: where what was lent is.
-    pub(super) fn answer(&mut self, call: Call, loans: Option<&Loans>) -> Option<StreamTask> {
+    pub(super) fn answer(&mut self, mut call: Call, loans: Option<&Loans>) -> Option<StreamTask> {
         let Site {
             control, service, ..
         } = &*self.site;
@@ -237,7 +237,7 @@ impl Driver {
             limits: &port.limits,
             only: port.bound.only.as_deref(),
         };
-        let outcome = service.answer(context, call, &scope);
+        let outcome = service.answer(context, &mut call, &scope);
         let is_urgent = context.has_deferred();
         if let (Some(loan), Some(loans)) = (&self.loan, loans) {
             loans.reclaim(loan, &mut self.session);

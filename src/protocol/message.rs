@@ -120,13 +120,14 @@ impl Denied {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) id: u32,
-    name: Bytes,
     /// How long the caller is going to wait, counted from its sending.
     pub(crate) timeout: Option<Duration>,
     pub(crate) last: bool,
     /// The caller asks for a stream, and not for an answer.
     pub(crate) stream: bool,
-    pub(crate) value: EncodedValue,
+    /// The name and, behind it, the arguments.
+    content: EncodedValue,
+    name_len: usize,
 }
 
 /// What a caller asks for.
@@ -210,47 +211,54 @@ impl HashSlot {
 }
 
 impl Call {
+    #[inline]
     pub(crate) fn read(frame: Frame) -> Result<Call, ProtocolError> {
         const MALFORMED: ProtocolError = ProtocolError::Malformed("call");
-        let Frame {
-            header,
-            mut payload,
-            fds,
-        } = frame;
-        let hash = read_hash(header.flags, &mut payload).ok_or(MALFORMED)?;
+        let header = frame.header;
+        let mut content = EncodedValue::read(frame).map_err(|_| MALFORMED)?;
+        let payload = &mut content.bytes;
         let timeout = match header.flags & DEADLINE {
             0 => None,
             _ => Some(Duration::from_millis(
                 payload.try_get_u32_le().map_err(|_| MALFORMED)?.into(),
             )),
         };
-        let len = payload.try_get_u8().map_err(|_| MALFORMED)?.into();
-        if payload.len() < len || std::str::from_utf8(&payload[..len]).is_err() {
+        let name_len = payload.try_get_u8().map_err(|_| MALFORMED)?.into();
+        let name = payload.get(..name_len).ok_or(MALFORMED)?;
+        if !name.is_ascii() && std::str::from_utf8(name).is_err() {
             return Err(MALFORMED);
         }
-        let name = payload.split_to(len);
-        let value = EncodedValue {
-            hash,
-            bytes: payload,
-            fds,
-        };
         Ok(Call {
             id: header.id,
-            name,
             timeout,
             last: header.flags & LAST != 0,
             stream: header.flags & STREAM != 0,
-            value,
+            content,
+            name_len,
         })
     }
 
     pub(crate) fn name(&self) -> &str {
-        std::str::from_utf8(&self.name).unwrap_or_default()
+        std::str::from_utf8(self.name_bytes()).unwrap_or_default()
+    }
+
+    /// The name, which has been seen to be a text.
+    pub(crate) fn name_bytes(&self) -> &[u8] {
+        &self.content.bytes[..self.name_len]
+    }
+
+    /// The arguments, once; the name goes with them.
+    #[inline]
+    pub(crate) fn take_value(&mut self) -> EncodedValue {
+        let mut value = std::mem::take(&mut self.content);
+        value.bytes.advance(std::mem::take(&mut self.name_len));
+        value
     }
 }
 
 impl EncodedValue {
     /// The payload of a reply, or of an item.
+    #[inline]
     pub(crate) fn read(frame: Frame) -> Result<EncodedValue, ProtocolError> {
         let Frame {
             header,
@@ -267,6 +275,7 @@ impl EncodedValue {
     }
 }
 
+#[inline]
 fn read_hash(flags: u16, payload: &mut Bytes) -> Option<Option<u64>> {
     match flags & HASHED {
         0 => Some(None),

@@ -69,12 +69,12 @@ fn serve(session: &mut ServerSession, now: Instant) -> bool {
     loop {
         match session.poll(now) {
             Step::Event(Happening::Authenticated { fds }) => session.welcome(fds),
-            Step::Event(Happening::Call(call)) => {
+            Step::Event(Happening::Call(mut call)) => {
                 let id = call.id;
                 let answer = match call.name() {
-                    "double" => codec::decode::<u64>(call.value, &Limits::default())
+                    "double" => codec::decode::<u64>(call.take_value(), &Limits::default())
                         .map(|n| (n * 2, vec![])),
-                    "count" => codec::decode::<Vec<Fd>>(call.value, &Limits::default())
+                    "count" => codec::decode::<Vec<Fd>>(call.take_value(), &Limits::default())
                         .map(|fds| (fds.len() as u64, fds)),
                     _ => Err("unknown".into()),
                 };
