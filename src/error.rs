@@ -185,6 +185,9 @@ pub enum ConnectError {
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
+    /// The server has had no descriptor for another connection for a while.
+    #[error("the server has no room for another connection")]
+    Busy,
     /// The handle was made in another process.
     #[error("the handle belongs to another process, of which this one is a forked copy")]
     WrongProcess,

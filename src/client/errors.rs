@@ -14,6 +14,9 @@ pub(super) fn denied(reason: Denied) -> CallError {
         Denied::Version => CallError::Denied("it speaks another version of the protocol"),
         Denied::Codec => CallError::Denied("it does not know the codec"),
         Denied::Stopping => CallError::Stopping,
+        Denied::NoRoom => CallError::Busy {
+            limit: "the number of descriptors that the system allows".into(),
+        },
     }
 }
 

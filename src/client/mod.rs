@@ -126,6 +126,7 @@ impl Client {
                 Ok(None) => {}
                 Err(CallError::Denied(reason)) => return Err(ConnectError::Denied(reason)),
                 Err(CallError::Stopping) => return Err(ConnectError::Stopping),
+                Err(CallError::Busy { .. }) => return Err(ConnectError::Busy),
                 Err(CallError::TimedOut { after, .. }) => {
                     return Err(ConnectError::TimedOut(after));
                 }

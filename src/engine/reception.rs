@@ -7,7 +7,7 @@ use super::connections::Connections;
 use super::driver::Driver;
 use super::{Port, Site, has_come};
 use crate::connection::Connection;
-use crate::context::Peer;
+use crate::context::{Control, Peer};
 use crate::event::{Event, PauseReason};
 use crate::protocol::ending::Ending;
 use crate::protocol::message::Denied;
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 /// How long nobody is accepted after the system refused a connection, at first and at most.
 const BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+/// A shortage that lasts for longer than about this is told to those who wait: they are turned away.
+const LASTING: Duration = Duration::from_millis(100);
 /// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
 const MAX_BACKLOG: usize = 4096;
 /// The names of the listeners' events are this and their place.
@@ -35,6 +37,8 @@ pub(super) struct Reception {
     events: Arc<EventSet>,
     /// One for each port.
     doors: Vec<Mutex<Door>>,
+    /// Given up for a moment when there is no other descriptor, to tell those who wait that there is none.
+    reserve: Mutex<Option<OwnedFd>>,
 }
 
 /// Whether a listener is looked at.
@@ -69,6 +73,11 @@ fn most_connections() -> io::Result<usize> {
     Ok(capacity.saturating_sub(LEFT).max(capacity / 2))
 }
 
+/// A descriptor that is of no use, and holds a place in the table for when there is no other.
+fn reserve(control: &Control) -> Option<OwnedFd> {
+    control.gate().waker().as_fd().try_clone_to_owned().ok()
+}
+
 /// The place of the listener that an event is about, if it is about one.
 pub(super) fn listener_of(event: u64) -> Option<usize> {
     (event & LISTENERS != 0).then_some((event & !LISTENERS) as usize)
@@ -90,6 +99,7 @@ impl Reception {
         }
         Ok(Reception {
             doors: site.ports.iter().map(|_| Mutex::default()).collect(),
+            reserve: Mutex::new(reserve(&site.control)),
             site,
             connections,
             events,
@@ -116,6 +126,7 @@ impl Reception {
             // No descriptors or memory: there will be some when something has ended.
             Err(err) => {
                 self.site.control.observer().failed(None, "accept4", &err);
+                self.tell_of_shortage(port);
                 self.stop_accepting(port, PauseReason::NoResources);
                 None
             }
@@ -152,10 +163,22 @@ impl Reception {
         match self.connections.enter(&socket, port, came, peer) {
             Some(entry) => Ok(Some(Driver::new(Arc::clone(&self.site), socket, entry))),
             None => {
-                self.turn_away(port, socket);
+                self.turn_away(port, socket, Denied::Stopping);
                 Ok(None)
             }
         }
+    }
+
+    /// The system has no room. If that lasts, those who wait shall not do so without knowing for what.
+    fn tell_of_shortage(&self, port: &Port) {
+        if self.door(port.index).back_off <= LASTING {
+            return;
+        }
+        let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = None;
+        self.turn_away_backlog(port, Denied::NoRoom);
+        // If others were quicker, there is none until the next time.
+        *kept = reserve(&self.site.control);
     }
 
     /// Looks at a listener no more, until there is a reason to.
@@ -295,17 +318,25 @@ impl Reception {
     /// Tells those who wait in the backlogs that it was in vain, so that they know that nothing was executed.
     pub(super) fn turn_away_all(&self) {
         for port in &self.site.ports {
-            for _ in 0..MAX_BACKLOG {
-                let Ok(Some(socket)) = socket::accept(&port.bound.socket) else {
-                    break;
-                };
-                self.turn_away(port, Arc::new(Socket::from(socket)));
-            }
+            self.turn_away_backlog(port, Denied::Stopping);
         }
     }
 
-    fn turn_away(&self, port: &Port, socket: Arc<Socket>) {
-        let reason = Ending::Stopping;
+    fn turn_away_backlog(&self, port: &Port, denied: Denied) {
+        for _ in 0..MAX_BACKLOG {
+            let Ok(Some(socket)) = socket::accept(&port.bound.socket) else {
+                return;
+            };
+            self.turn_away(port, Arc::new(Socket::from(socket)), denied);
+        }
+    }
+
+    fn turn_away(&self, port: &Port, socket: Arc<Socket>, denied: Denied) {
+        let reason = match denied {
+            Denied::Stopping => Ending::Stopping,
+            Denied::NoRoom => Ending::NoRoom,
+            Denied::Password | Denied::Version | Denied::Codec => Ending::Denied,
+        };
         let peer = socket::peer_credentials(&*socket).ok().map(Peer::from);
         self.tell(port, |listener| Event::Refused {
             listener,
@@ -313,7 +344,7 @@ impl Reception {
             reason,
         });
         let mut outbox = Outbox::new(port.limits.bounds());
-        if outbox.send(Denied::Stopping.write()).is_ok() {
+        if outbox.send(denied.write()).is_ok() {
             // A client that is gone needs no answer.
             let _ = Connection::new(socket).transmit_now(&outbox);
         }

@@ -26,6 +26,9 @@ pub enum Ending {
     /// The client was silent for longer than `idle_timeout`.
     #[error("the client was idle")]
     Idle,
+    /// The system had no descriptor for it, and had had none for a while.
+    #[error("there was no room for another connection")]
+    NoRoom,
     /// The server stops.
     #[error("the server is stopping")]
     Stopping,

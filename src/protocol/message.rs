@@ -96,6 +96,7 @@ pub(crate) enum Denied {
     Version = 2,
     Codec = 3,
     Stopping = 4,
+    NoRoom = 5,
 }
 
 impl Denied {
@@ -111,6 +112,7 @@ impl Denied {
             Some(2) => Denied::Version,
             Some(3) => Denied::Codec,
             Some(4) => Denied::Stopping,
+            Some(5) => Denied::NoRoom,
             _ => return Err(ProtocolError::Malformed("denial")),
         })
     }

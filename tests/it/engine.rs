@@ -4,7 +4,7 @@ use crate::harness::leave_descriptors_free;
 use crate::hostile::{Raw, hello_frame, resident};
 use crate::lifecycle::echo;
 use crate::processes::Helper;
-use forkserver::{Address, Client, Exit, Limits, Server};
+use forkserver::{Address, CallError, Client, ConnectError, Delivery, Exit, Limits, Server};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ crate::tests![
     slow_handlers_do_not_keep_others_waiting,
     a_pipelining_client_does_not_keep_others_waiting,
     a_full_descriptor_table_costs_no_time_and_ends,
+    who_waits_for_a_full_descriptor_table_is_told_so_if_that_lasts,
+    a_short_shortage_of_descriptors_is_waited_for,
     ten_thousand_strangers_cost_little,
     a_connection_storm_is_survived,
     the_limit_can_be_changed_while_serving,
@@ -275,6 +277,62 @@ fn a_full_descriptor_table_costs_no_time_and_ends() {
         let mut newcomer = Client::connect(server.address()).unwrap();
         assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
         begun.elapsed()
+    });
+}
+
+fn who_waits_for_a_full_descriptor_table_is_told_so_if_that_lasts() {
+    let server = echo()
+        .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?))
+        .handle("raise", |_, (): ()| {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+        })
+        .start()
+        .unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, ()>("fill", &0_usize).unwrap();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let mut late = Client::connect(server.address()).unwrap();
+        let refused = late.call::<_, String>("echo", "late").unwrap_err();
+        assert!(matches!(refused, CallError::Busy { .. }), "{refused:?}");
+        assert_eq!(refused.delivery(), Delivery::NotSent);
+        assert!(begun.elapsed() < Duration::from_millis(1500));
+    }
+    let mut late = Client::connect(server.address()).unwrap();
+    let refused = late.authenticate().unwrap_err();
+    assert!(matches!(refused, ConnectError::Busy), "{refused:?}");
+    // Who comes when there is room again is served.
+    client.call::<_, ()>("raise", &()).unwrap();
+    let mut welcome = Client::connect(server.address()).unwrap();
+    assert_eq!(welcome.call::<_, String>("echo", "in").unwrap(), "in");
+    drop(welcome);
+    // And the reserve is there for the next time.
+    client.call::<_, ()>("fill", &0_usize).unwrap();
+    let mut late = Client::connect(server.address()).unwrap();
+    let refused = late.call::<_, String>("echo", "late").unwrap_err();
+    assert!(matches!(refused, CallError::Busy { .. }), "{refused:?}");
+}
+
+fn a_short_shortage_of_descriptors_is_waited_for() {
+    within(Duration::from_millis(100), || {
+        let server = echo()
+            .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?))
+            .start()
+            .unwrap();
+        let mut client = Client::connect(server.address()).unwrap();
+        let mut other = Client::connect(server.address()).unwrap();
+        assert_eq!(other.call::<_, String>("echo", "in").unwrap(), "in");
+        client.call::<_, ()>("fill", &0_usize).unwrap();
+        let begun = Instant::now();
+        let mut late = Client::connect(server.address()).unwrap();
+        let pending = late.begin::<_, String>("echo", "late").unwrap();
+        drop(other);
+        let answer = late.finish(pending);
+        let took = begun.elapsed();
+        // It is turned away only if this process was kept from going on.
+        assert!(answer.is_ok() || took > Duration::from_millis(100));
+        took
     });
 }
 
