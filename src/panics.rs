@@ -22,6 +22,8 @@ thread_local! {
 }
 
 /// Runs `code`, and says what it said if it panics.
+// Inlined, so that what `code` gives is not copied once more.
+#[inline]
 pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
     install();
     WATCHED.with_borrow_mut(|watched| watched.0 += 1);

@@ -309,6 +309,7 @@ impl Service {
 }
 
 impl Entry {
+    #[inline]
     fn dispatch(
         &self,
         name: &Arc<str>,

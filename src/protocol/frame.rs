@@ -181,9 +181,8 @@ impl Outgoing {
     pub(crate) fn recycle(self) {
         let Outgoing(mut draft) = self;
         if draft.buf.capacity() <= MAX_SPARE {
+            debug_assert!(draft.pieces.is_empty() && draft.fds.is_empty());
             draft.buf.clear();
-            draft.pieces.clear();
-            draft.fds.clear();
             SPARE.set(Some(draft));
         }
     }
