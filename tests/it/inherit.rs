@@ -141,8 +141,8 @@ fn a_kept_descriptor_is_kept_and_no_other() {
         .map(|(_, to)| to.to_string_lossy().split(':').next().unwrap().to_owned())
         .collect();
     // Lifeline, two for signals, the kept one; control, listener and the connection; lock and directory; two
-    // wakers and their reserve, the stop of the server's and of the listener's streams, and the event sets of the engine and of the
-    // control thread.
+    // wakers and the reserve, the stop of the server's and of the listener's streams, the event sets of the engine and
+    // of the control thread.
     let number = |kind: &str| kinds.iter().filter(|known| *known == kind).count();
     assert_eq!(
         (number("pipe"), number("socket"), number("anon_inode")),
