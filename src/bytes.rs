@@ -42,6 +42,13 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
+impl Bytes {
+    /// A part of something received.
+    pub(crate) fn of(bytes: bytes::Bytes) -> Bytes {
+        Bytes(bytes)
+    }
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Bytes {
         Bytes(bytes.into())

@@ -107,6 +107,15 @@ pub enum Event {
         /// The error's text.
         text: String,
     },
+    /// A handler failed, and its client cannot be told why: what is spoken with it has no errors.
+    Unanswered {
+        /// The connection.
+        session: u64,
+        /// What was called, or the listener's name.
+        name: String,
+        /// What the handler said, or why it was not called.
+        reason: String,
+    },
     /// A handler or hook panicked.
     Panicked {
         /// The connection, if it was for one.

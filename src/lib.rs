@@ -78,6 +78,7 @@ mod password;
 mod protocol;
 mod server;
 mod service;
+mod session;
 pub mod spawn;
 #[allow(unsafe_code)] // here and nowhere else
 mod sys;
@@ -100,7 +101,7 @@ pub use fd::Fd;
 pub use gate::{ListenerStatus, Status};
 pub use handle::ServerHandle;
 pub use limits::Limits;
-pub use listener::Listener;
+pub use listener::{AcceptedConn, Listener, Permit};
 /// A resource that can be limited, for [`spawn::Command::rlimit`]: see setrlimit(2).
 pub use nix::sys::resource::Resource;
 /// A signal's name and number, for [`Server::handle_signal`].
@@ -108,5 +109,7 @@ pub use nix::sys::signal::Signal;
 pub use password::{Password, PasswordError};
 pub use protocol::ending::Ending;
 pub use protocol::frame::ProtocolError;
+pub use protocol::framing::{Found, Framing, FramingError, LengthPrefixed, Lines, Unframed};
 pub use server::Server;
 pub use service::Raw;
+pub use session::{EventHandler, Item, PostError, Session, SessionHandle};

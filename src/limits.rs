@@ -38,6 +38,9 @@ pub struct Limits {
     /// Bytes that may wait to be sent on one connection: what would make them more is refused, with an error. With
     /// less than `high_watermark` and `max_frame` together, calls are taken one by one. Default 32 MiB.
     pub max_queued: usize,
+    /// Events that may wait for one session that is served by callbacks: see
+    /// [`SessionHandle::post`](crate::SessionHandle::post). Default 1 024.
+    pub max_posted: usize,
     /// From accept to a complete password. Absolute. Default 2 s.
     pub auth_timeout: Duration,
     /// From the first byte of a message to its last. Absolute. Default 10 s.
@@ -69,6 +72,7 @@ impl Default for Limits {
             high_watermark: 256 << 10,
             low_watermark: 64 << 10,
             max_queued: 32 << 20,
+            max_posted: 1024,
             auth_timeout: Duration::from_secs(2),
             frame_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),

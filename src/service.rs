@@ -4,19 +4,23 @@
 //! session never sees a panic.
 
 mod name;
-// No engine asks for it yet.
-#[cfg_attr(not(test), expect(dead_code))]
-pub(crate) mod strings;
+mod requests;
+mod strings;
+
+pub(crate) use self::requests::Requested;
 
 use self::name::{Name, NameHasher};
+use self::requests::MessageHandler;
 use crate::channel::Channel;
 use crate::context::Context;
 use crate::fault::Fault;
 use crate::limits::Limits;
 use crate::panics::{self, Panicked};
+use crate::passenger::MessageChannel;
 use crate::protocol::codec;
 use crate::protocol::frame::Outgoing;
 use crate::protocol::message::{Call, Class, EncodedValue, ErrorBody, write_reply};
+use crate::session::EventHandler;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -121,18 +125,31 @@ pub(crate) enum Outcome {
     Answer(Outgoing),
     /// A stream is to be opened and handed to this, in a thread of its own.
     Stream(StreamTask),
+    /// A stream is to be opened and served by this, which has that name.
+    Events(Arc<str>, Box<dyn EventHandler>),
 }
 
 /// A stream's handler with its arguments. See [`end_of_stream`] for what it returns.
 pub(crate) struct StreamTask {
     pub(crate) name: Arc<str>,
-    pub(crate) run: RunStream,
+    pub(crate) run: Run,
 }
 
-type RunStream = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
+/// What has a connection for itself.
+pub(crate) enum Run {
+    Stream(RunStream),
+    Messages(RunMessages),
+}
+
+pub(crate) type RunStream = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), Fault> + Send>;
+pub(crate) type RunMessages =
+    Box<dyn FnOnce(&mut Context, MessageChannel) -> Result<(), Fault> + Send>;
 
 type Handler = dyn Fn(&mut Context, &mut Call, &Limits) -> Outgoing + Send + Sync;
 type StreamHandler = dyn Fn(&mut Call, &Limits) -> Result<RunStream, Failure> + Send + Sync;
+type EventMaker = dyn Fn(&mut Context, &mut Call, &Limits) -> Result<Box<dyn EventHandler>, Failure>
+    + Send
+    + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
 
 /// What holds for calls that come through one listener.
@@ -152,6 +169,8 @@ impl Scope<'_> {
 #[derive(Clone, Default)]
 pub(crate) struct Service {
     handlers: HashMap<Name, Entry, BuildHasherDefault<NameHasher>>,
+    /// Those that have a conversation in Passenger's format.
+    messages: HashMap<String, Arc<MessageHandler>>,
     fallback: Option<Arc<Fallback>>,
     /// The first name that was given twice.
     duplicate: Option<String>,
@@ -161,6 +180,7 @@ pub(crate) struct Service {
 enum Entry {
     Call(Arc<Handler>),
     Stream(Arc<StreamHandler>),
+    Events(Arc<EventMaker>),
 }
 
 impl Service {
@@ -204,9 +224,30 @@ impl Service {
         self.insert(name, Entry::Stream(Arc::new(erased)));
     }
 
+    pub(crate) fn add_events<A, H>(
+        &mut self,
+        name: String,
+        make: impl Fn(&mut Context, A) -> Result<H, Fault> + Send + Sync + 'static,
+    ) where
+        A: DeserializeOwned,
+        H: EventHandler,
+    {
+        let erased = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+            let args = decode_arguments::<A>(call, limits)?;
+            let handler = make(context, args).map_err(Failure::Fault)?;
+            Ok(Box::new(handler) as Box<dyn EventHandler>)
+        };
+        self.insert(name, Entry::Events(Arc::new(erased)));
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.handlers.contains_key(name.as_bytes()) || self.messages.contains_key(name)
+    }
+
     fn insert(&mut self, name: String, entry: Entry) {
+        let is_taken = self.is_taken(&name);
         let known = Name(name.as_str().into());
-        if self.handlers.insert(known, entry).is_some() {
+        if self.handlers.insert(known, entry).is_some() || is_taken {
             self.duplicate.get_or_insert(name);
         }
     }
@@ -216,7 +257,7 @@ impl Service {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.handlers.contains_key(name.as_bytes())
+        self.is_taken(name)
     }
 
     pub(crate) fn duplicate(&self) -> Option<&str> {
@@ -321,9 +362,13 @@ impl Entry {
             (Entry::Call(handler), false) => handler(context, call, limits),
             (Entry::Stream(handler), true) => match handler(call, limits) {
                 Ok(run) => {
-                    let name = Arc::clone(name);
+                    let (name, run) = (Arc::clone(name), Run::Stream(run));
                     return Outcome::Stream(StreamTask { name, run });
                 }
+                Err(failure) => failure.answer(call.id),
+            },
+            (Entry::Events(make), true) => match make(context, call, limits) {
+                Ok(handler) => return Outcome::Events(Arc::clone(name), handler),
                 Err(failure) => failure.answer(call.id),
             },
             (_, asked_for_stream) => ErrorBody::wrong_form(!asked_for_stream).write(call.id),
@@ -364,6 +409,13 @@ impl From<Panicked> for ErrorBody {
 }
 
 impl Failure {
+    fn text(self) -> String {
+        match self {
+            Failure::Mismatch(text) | Failure::BadReply(text) => text,
+            Failure::Fault(fault) => fault.text(),
+        }
+    }
+
     /// What the caller of `id` is told.
     #[cold]
     fn answer(self, id: u32) -> Outgoing {

@@ -3,6 +3,7 @@
 //! Invariant: once told, a token stays told, and so do all that depend on it.
 
 use crate::error::StopReason;
+use crate::session::Mailbox;
 use crate::sys::poll::Waker;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +20,31 @@ struct Inner {
     reason: OnceLock<StopReason>,
     waker: Waker,
     /// Those that are told when this one is: of a server its listeners', of a listener its connections'.
-    dependents: Mutex<Vec<Weak<Inner>>>,
+    dependents: Mutex<Vec<Dependent>>,
+}
+
+#[derive(Debug)]
+enum Dependent {
+    Token(Weak<Inner>),
+    Session(Weak<Mailbox>),
+}
+
+impl Dependent {
+    fn is_gone(&self) -> bool {
+        match self {
+            Dependent::Token(token) => token.strong_count() == 0,
+            Dependent::Session(mailbox) => mailbox.strong_count() == 0,
+        }
+    }
+
+    fn stop(&self, reason: StopReason) {
+        match self {
+            Dependent::Token(token) => token.upgrade().map_or((), |token| token.stop(reason)),
+            Dependent::Session(mailbox) => {
+                mailbox.upgrade().map_or((), |mailbox| mailbox.stop(reason))
+            }
+        }
+    }
 }
 
 impl StopToken {
@@ -34,18 +59,27 @@ impl StopToken {
     /// A token that is told when this one is, and maybe before.
     pub(crate) fn child(&self) -> io::Result<StopToken> {
         let child = StopToken::new()?;
+        self.add(Dependent::Token(Arc::downgrade(&child.0)));
+        Ok(child)
+    }
+
+    /// Tells a session that is served by callbacks when this token is told.
+    pub(crate) fn tell(&self, mailbox: &Arc<Mailbox>) {
+        self.add(Dependent::Session(Arc::downgrade(mailbox)));
+    }
+
+    fn add(&self, dependent: Dependent) {
         let mut dependents = self.0.dependents();
+        // Under the lock, so that it is told once.
+        if let Some(reason) = self.reason() {
+            drop(dependents);
+            return dependent.stop(reason);
+        }
         if dependents.len() == dependents.capacity() {
             // Instead of growing for those that are gone.
-            dependents.retain(|dependent| dependent.strong_count() > 0);
+            dependents.retain(|dependent| !dependent.is_gone());
         }
-        dependents.push(Arc::downgrade(&child.0));
-        drop(dependents);
-        // It may have been told before it knew of this one.
-        if let Some(reason) = self.reason() {
-            child.stop(reason);
-        }
-        Ok(child)
+        dependents.push(dependent);
     }
 
     /// Tells all who have the token, or one that depends on it. Only the first reason counts.
@@ -70,12 +104,12 @@ impl Inner {
             self.waker.wake();
         }
         let dependents = std::mem::take(&mut *self.dependents());
-        for dependent in dependents.iter().filter_map(Weak::upgrade) {
-            dependent.stop(reason);
-        }
+        dependents
+            .iter()
+            .for_each(|dependent| dependent.stop(reason));
     }
 
-    fn dependents(&self) -> MutexGuard<'_, Vec<Weak<Inner>>> {
+    fn dependents(&self) -> MutexGuard<'_, Vec<Dependent>> {
         self.dependents
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

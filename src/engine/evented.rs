@@ -212,6 +212,9 @@ impl Evented {
         for driver in self.returned.take() {
             self.seat(driver);
         }
+        for session in self.site.office.take() {
+            self.give_turn(session);
+        }
     }
 
     /// A session begins, or comes back.
@@ -343,6 +346,17 @@ fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
                 if let Some(task) = driver.answer(call, None) {
                     return Stay::Stream(task);
                 }
+                if driver.has_input() && begun.elapsed() >= length {
+                    return Stay::Ready;
+                }
+            }
+            Turn::Request(request) => {
+                if let Some(task) = driver.answer_request(request) {
+                    return Stay::Stream(task);
+                }
+            }
+            Turn::Delivered => {
+                let begun = *begun.get_or_insert_with(Instant::now);
                 if driver.has_input() && begun.elapsed() >= length {
                     return Stay::Ready;
                 }

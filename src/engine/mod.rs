@@ -11,6 +11,7 @@ mod living;
 mod loans;
 mod parking;
 mod reception;
+mod talk;
 mod threaded;
 mod threads;
 
@@ -21,6 +22,7 @@ use crate::context::Control;
 use crate::limits::Limits;
 use crate::listener::Bound;
 use crate::service::Service;
+use crate::session::Office;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,6 +52,8 @@ pub(crate) struct Site {
     pub(crate) ports: Vec<Arc<Port>>,
     /// Told to all streams when the server stops.
     pub(crate) stop: StopToken,
+    /// Where the engine learns of events that were posted.
+    pub(crate) office: Arc<Office>,
     /// How long a stopped listener's connections may go on.
     pub(crate) grace: Duration,
 }

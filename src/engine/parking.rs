@@ -54,8 +54,15 @@ impl Parking {
         let id = driver.id();
         let socket = driver.socket();
         let known = driver.is_known_to_events();
-        let deadline = driver.prepare_to_rest(interest);
         let mut lot = self.lock();
+        if driver.has_letters() {
+            // They came while it was being served, so that nobody else will look.
+            lot.queued.push_back(driver);
+            drop(lot);
+            self.control.gate().waker().wake();
+            return Ok(());
+        }
+        let deadline = driver.prepare_to_rest(interest);
         if let Some(deadline) = deadline {
             lot.deadlines.insert(deadline, id);
             if lot.sleeps_until.is_none_or(|until| deadline < until) {

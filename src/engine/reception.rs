@@ -3,12 +3,14 @@
 //! Invariant: a listener that has nothing to give, because of a limit or of the system, is not looked at, so that
 //! it costs no time; the kernel's backlog holds the rest. One that stops turns everybody away.
 
-use super::connections::Connections;
+use super::connections::{Connections, Entry};
 use super::driver::Driver;
 use super::{Port, Site, has_come};
 use crate::connection::Connection;
 use crate::context::{Control, Peer};
 use crate::event::{Event, PauseReason};
+use crate::listener::{AcceptedConn, Acceptor, Permit, Wire};
+use crate::panics;
 use crate::protocol::ending::Ending;
 use crate::protocol::message::Denied;
 use crate::protocol::outbox::Outbox;
@@ -161,12 +163,57 @@ impl Reception {
         }
         let socket = Arc::new(Socket::from(socket));
         match self.connections.enter(&socket, port, came, peer) {
-            Some(entry) => Ok(Some(Driver::new(Arc::clone(&self.site), socket, entry))),
+            Some(entry) => match (&port.bound.wire, came) {
+                (Wire::Raw(acceptor), true) => {
+                    self.give_away(acceptor, &socket, entry)?;
+                    Ok(None)
+                }
+                (Wire::Records(records), true) => {
+                    let mut driver = Driver::new(Arc::clone(&self.site), socket, entry, false);
+                    Ok(driver.begin_records(records).then_some(driver))
+                }
+                _ => Ok(Some(Driver::new(
+                    Arc::clone(&self.site),
+                    socket,
+                    entry,
+                    !came,
+                ))),
+            },
             None => {
                 self.turn_away(port, socket, Denied::Stopping);
                 Ok(None)
             }
         }
+    }
+
+    /// Gives a connection to whoever takes them all from this listener.
+    fn give_away(
+        &self,
+        acceptor: &Acceptor,
+        socket: &Arc<Socket>,
+        mut entry: Entry,
+    ) -> io::Result<()> {
+        let accepted = AcceptedConn {
+            socket: socket.as_fd().try_clone_to_owned()?,
+            peer: entry.peer,
+            listener: Arc::clone(&entry.port.bound.name),
+            session: entry.id,
+        };
+        let stop = entry.stop_token(&self.site.stop).child()?;
+        entry.authenticated();
+        entry.ending = Ending::Finished;
+        // If the server has just begun to stop, the token says so.
+        let _ = entry.dedicate(usize::MAX);
+        let observer = self.site.control.observer();
+        let session = Some(entry.id);
+        let permit = Permit {
+            _place: Box::new(entry),
+            stop,
+        };
+        if let Err(panicked) = panics::catch(|| (acceptor.take)(accepted, permit)) {
+            observer.panicked(session, "an acceptor", &panicked);
+        }
+        Ok(())
     }
 
     /// The system has no room. If that lasts, those who wait shall not do so without knowing for what.

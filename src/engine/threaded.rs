@@ -234,6 +234,12 @@ impl Shared {
             Some(WAKER) if self.crew.is_ending() => {}
             Some(WAKER) => {
                 self.site.control.gate().waker().clear();
+                for session in self.site.office.take() {
+                    // One that is being served finds its letters itself.
+                    if let Some(driver) = self.parking.take(session) {
+                        self.parking.queue(driver);
+                    }
+                }
             }
             Some(event) => {
                 let driver = match listener_of(event) {
@@ -306,6 +312,19 @@ impl Shared {
                     if self.in_vain.load(Ordering::Relaxed) > 0 {
                         self.in_vain.store(0, Ordering::Relaxed);
                     }
+                }
+                Turn::Request(request) => {
+                    calls += 1;
+                    if let Some(task) = driver.answer_request(request) {
+                        return self.dedicate(driver, task);
+                    }
+                }
+                Turn::Delivered => {
+                    calls += 1;
+                    if let (Some(token), true) = (lead, calls > 1) {
+                        self.relieve(&self.crew.hand_over(token));
+                    }
+                    since.get_or_insert_with(Instant::now);
                 }
                 Turn::Moved if driver.has_output() => {}
                 Turn::Moved => {
@@ -389,9 +408,14 @@ impl Shared {
     fn serve_briefly(self: &Arc<Shared>, mut driver: Box<Driver>) {
         loop {
             match driver.turn(false) {
-                Turn::Moved => {}
+                Turn::Moved | Turn::Delivered => {}
                 Turn::Call(call) => {
                     if let Some(task) = self.answer(&mut driver, call) {
+                        return self.dedicate(driver, task);
+                    }
+                }
+                Turn::Request(request) => {
+                    if let Some(task) = driver.answer_request(request) {
                         return self.dedicate(driver, task);
                     }
                 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: its path is the server's for as long as this lives.
 
-use super::Footprint;
+use super::{Footprint, Wire};
 use crate::StartError;
 use crate::error::Context as _;
 use crate::limits::Limits;
@@ -26,6 +26,8 @@ pub(crate) struct Bound {
     pub(crate) limits: Option<Arc<Limits>>,
     /// The only handlers that can be called through it.
     pub(crate) only: Option<Arc<HashSet<String>>>,
+    /// What is spoken behind it.
+    pub(crate) wire: Wire,
     pub(super) lock: Option<OwnedFd>,
     pub(super) footprint: Option<Footprint>,
     pub(super) refuses_rights: bool,

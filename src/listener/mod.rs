@@ -6,11 +6,15 @@
 mod bound;
 mod footprint;
 mod lock;
+mod speaks;
+mod wire;
 
 pub(crate) use self::bound::Bound;
 use self::footprint::FootprintKind;
 pub(crate) use self::footprint::{Footprint, FootprintParts, Footprints};
 use self::lock::Lock;
+pub use self::wire::{AcceptedConn, Permit};
+pub(crate) use self::wire::{Acceptor, Records, Wire};
 use crate::StartError;
 use crate::error::Context as _;
 use crate::limits::Limits;
@@ -47,6 +51,7 @@ pub struct Listener {
     user: Option<(u32, u32)>,
     limits: Option<Arc<Limits>>,
     only: Option<Arc<HashSet<String>>>,
+    wire: Wire,
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +97,7 @@ impl Listener {
             user: None,
             limits: None,
             only: None,
+            wire: Wire::default(),
         }
     }
 
@@ -169,6 +175,7 @@ impl Listener {
             admitted,
             limits: self.limits.clone(),
             only: self.only.clone(),
+            wire: self.wire.clone(),
             lock,
             footprint,
             refuses_rights: false,

@@ -79,7 +79,6 @@ pub struct MessageChannel {
 impl MessageChannel {
     /// A handler's end of a connection, with what has been `received` behind the request. Writes wait for
     /// `write_timeout` at most, and reads until the handler is told to `stop`.
-    #[cfg_attr(not(test), expect(dead_code))] // The engine does not make any yet.
     pub(crate) fn serve(
         socket: Arc<Socket>,
         received: BytesMut,

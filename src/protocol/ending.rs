@@ -35,6 +35,9 @@ pub enum Ending {
     /// The client broke a rule of the protocol, or a limit.
     #[error("{0}")]
     Protocol(ProtocolError),
+    /// Its handler returned an error, or panicked, and the client could be told nothing but the end.
+    #[error("the handler failed")]
+    Faulted,
     /// The connection broke.
     #[error("the connection broke")]
     Broken,

@@ -146,6 +146,13 @@ thread_local! {
 /// No more than this is kept for the next frame.
 const MAX_SPARE: usize = 4096;
 
+impl Draft {
+    /// Whether it says that a call has failed.
+    pub(crate) fn is_error(&self) -> bool {
+        self.kind == Kind::Error
+    }
+}
+
 impl Deref for Outgoing {
     type Target = Draft;
 
@@ -270,6 +277,9 @@ pub enum ProtocolError {
     /// A frame of this kind is not allowed here.
     #[error("unexpected frame: {0}")]
     Unexpected(&'static str),
+    /// What came is no record of the listener's framing, or the framing itself is wrong.
+    #[error("{0}")]
+    Framing(String),
     /// A frame is larger than `Limits::max_frame`.
     #[error("a message of {size} bytes exceeds max_frame, {limit} bytes")]
     FrameTooLarge {

@@ -132,6 +132,20 @@ pub(crate) struct Call {
     name_len: usize,
 }
 
+impl Call {
+    /// A call of a handler that is known already, by somebody who has no number for it.
+    pub(crate) fn of_value(value: EncodedValue) -> Call {
+        Call {
+            id: 0,
+            timeout: None,
+            last: false,
+            stream: false,
+            content: value,
+            name_len: 0,
+        }
+    }
+}
+
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {

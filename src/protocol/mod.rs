@@ -7,11 +7,10 @@ pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod ending;
 pub(crate) mod frame;
+pub(crate) mod framing;
 pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod outbox;
-// The engine does not drive such sessions yet.
-#[cfg_attr(not(test), expect(dead_code))]
 pub(crate) mod passenger;
 pub(crate) mod server;
 pub(crate) mod stream;

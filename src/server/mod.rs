@@ -3,15 +3,15 @@
 //! Invariant: a definition is a value that nothing changes; each start makes a new server from it. One that runs
 //! is another type, [`ServerHandle`].
 
+mod handlers;
 mod launched;
 mod own_process;
 mod serve;
 mod setup;
 
 use crate::address::Identity;
-use crate::channel::Channel;
 use crate::child::Child;
-use crate::context::{Context, Control};
+use crate::context::Control;
 use crate::control::Failure;
 use crate::engine::Engine;
 use crate::error::Context as _;
@@ -19,12 +19,10 @@ use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::listener::{self, Bound, Listener};
 use crate::password;
-use crate::service::{Raw, Service};
+use crate::service::Service;
 use crate::sys::file::FileId;
 use crate::sys::{fdtable, process};
 use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -111,83 +109,6 @@ impl Default for Server {
             grace: Duration::from_secs(4),
             start_timeout: Duration::from_secs(30),
         }
-    }
-}
-
-/// What it answers.
-impl Server {
-    /// A server without handlers, with a private listener and default limits.
-    pub fn new() -> Server {
-        Server::default()
-    }
-
-    /// Answers calls of `name`, of 255 bytes at most.
-    ///
-    /// Handlers run at the same time in several threads, for different clients. A panic is the caller's
-    /// [`CallError::Panicked`](crate::CallError::Panicked), and nothing else.
-    pub fn handle<A, R>(
-        mut self,
-        name: impl Into<String>,
-        handler: impl Fn(&mut Context, A) -> Result<R, Fault> + Send + Sync + 'static,
-    ) -> Server
-    where
-        A: DeserializeOwned,
-        R: Serialize,
-    {
-        self.service.add(name.into(), handler);
-        self
-    }
-
-    /// Answers [`Client::open`](crate::Client::open) of `name`: the handler has the connection for itself, with a
-    /// thread of its own, until it returns and both halves of its [`Channel`] are dropped. Then the connection
-    /// serves further calls.
-    ///
-    /// An error that it returns is what its client receives last. When the server stops, it is told so: see
-    /// [`Channel::stop_token`].
-    ///
-    /// ```
-    /// # use forkserver::{Channel, Server};
-    /// let server = Server::new().handle_stream("upper", |_, (): (), mut channel: Channel| {
-    ///     while let Some(line) = channel.recv::<String>()? {
-    ///         channel.send(&line.to_uppercase())?;
-    ///     }
-    ///     Ok(())
-    /// });
-    /// ```
-    pub fn handle_stream<A>(
-        mut self,
-        name: impl Into<String>,
-        handler: impl Fn(&mut Context, A, Channel) -> Result<(), Fault> + Send + Sync + 'static,
-    ) -> Server
-    where
-        A: DeserializeOwned + Send + 'static,
-    {
-        self.service.add_stream(name.into(), handler);
-        self
-    }
-
-    /// Answers calls of any name that has no handler.
-    pub fn fallback(
-        mut self,
-        handler: impl Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync + 'static,
-    ) -> Server {
-        self.service.set_fallback(Arc::new(handler));
-        self
-    }
-
-    /// Runs `handler` in the server, in normal context on its control thread, soon after `signal` has come. With
-    /// a handler, INT and TERM do not stop the server any more; the handler may.
-    ///
-    /// Orders, other signals and the engine's watchdog wait for it: be quick, or start a thread.
-    ///
-    /// KILL, STOP, ILL, FPE, SEGV, BUS and IO cannot be handled: a start error.
-    pub fn handle_signal(
-        mut self,
-        signal: Signal,
-        handler: impl Fn(&Control) + Send + Sync + 'static,
-    ) -> Server {
-        self.signals.push((signal, Arc::new(handler)));
-        self
     }
 }
 

@@ -18,6 +18,7 @@ use crate::gate::Gate;
 use crate::listener::Bound;
 use crate::panics::{self, Panicked};
 use crate::password;
+use crate::session::Office;
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::{self, Signals};
 use crate::sys::{deadman, fdtable, linger, process};
@@ -159,6 +160,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
     let ports = bound.into_iter().enumerate().map(port);
     Ok(Site {
         service: server.service.clone(),
+        office: Office::new(control.clone()),
         limits: Arc::clone(&server.limits),
         control,
         ports: ports.collect::<io::Result<_>>()?,

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 pub(crate) enum Interest {
     Readable,
     Writable,
+    Both,
+    /// Not even its end, or once at most.
+    Nothing,
 }
 
 impl Interest {
@@ -22,6 +25,9 @@ impl Interest {
         match self {
             Interest::Readable => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
             Interest::Writable => EpollFlags::EPOLLOUT,
+            Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLOUT,
+            // Its end is told without being asked for, and would be over and over again.
+            Interest::Nothing => EpollFlags::EPOLLONESHOT,
         }
     }
 }

@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::incompatible_msrv)]
 
+mod abstract_server;
 mod abuse;
 mod auth;
 mod batches;
@@ -31,6 +32,7 @@ mod limits;
 mod listeners;
 mod passenger;
 mod processes;
+mod sessions;
 mod signals;
 mod sockets;
 mod spawning;
@@ -47,6 +49,7 @@ fn main() {
     let spawner: &dyn forkserver::AnyEntry = &forkserver::spawn::SPAWNER;
     forkserver::init(&[entries::ALL, jobs::ALL, &[spawner]].concat());
     let with_both_engines = [
+        abstract_server::TESTS,
         abuse::TESTS,
         auth::TESTS,
         batches::TESTS,
@@ -60,6 +63,7 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         listeners::TESTS,
+        sessions::TESTS,
         signals::TESTS,
         sockets::TESTS,
         streams::TESTS,

@@ -1,6 +1,7 @@
 """Passenger's format in another language, written from its description alone, for the tests in passenger.rs.
 
     passenger_peer.py server PATH PASSWORD_IN_HEX    serves one connection after the other until stdin ends
+    passenger_peer.py client PATH PASSWORD_IN_HEX    calls the server of the tests in abstract_server.rs
     passenger_peer.py channel                        converses over the socket that is its stdin
 """
 
@@ -141,7 +142,33 @@ def converse():
     assert channel.read() is None
 
 
-if sys.argv[1] == "server":
+def call(path, password, *request):
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(10)
+    connection.connect(path)
+    channel = Channel(connection)
+    try:
+        channel.write_scalar(password)
+        channel.write(*request)
+    except BrokenPipeError:
+        pass  # The server closes as soon as it has seen a wrong password.
+    return channel
+
+
+def call_all(path, password):
+    assert call(path, password, b"hello", b"Joe", b"Dalton").read() == [b"Hello Joe Dalton"]
+    assert call(path, password, b"nothing").read() is None
+    assert call(path, b"wrong" * 5, b"hello", b"Joe", b"Dalton").read() is None
+    channel = call(path, password, b"converse", b"\xff", b"")
+    assert channel.read() == [b"\xff", b""]
+    mixed(channel)
+    assert channel.read() is None
+    print("done")
+
+
+if sys.argv[1] == "client":
+    call_all(sys.argv[2], bytes.fromhex(sys.argv[3]))
+elif sys.argv[1] == "server":
     serve(sys.argv[2], bytes.fromhex(sys.argv[3]))
 else:
     converse()

@@ -37,6 +37,7 @@ const FLOORS: [&[&str]; 6] = [
         "panics",
         "event",
         "passenger",
+        "session",
     ],
     &["service"],
     &["engine", "child"],

@@ -81,11 +81,6 @@ impl PassengerSession {
         }
     }
 
-    /// The client is known to be the owner's, and may send the password when it likes.
-    pub(crate) fn has_time(&mut self) {
-        self.deadline = None;
-    }
-
     /// What to do next. [`Step::Transmit`] comes only behind [`PassengerSession::finish`].
     pub(crate) fn poll(&mut self, now: Instant) -> Step<Happening> {
         loop {

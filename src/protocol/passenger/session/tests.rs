@@ -265,18 +265,6 @@ fn a_client_that_does_not_read_is_given_up() {
 }
 
 #[test]
-fn the_owner_may_take_its_time() {
-    let now = Instant::now();
-    let mut session = session(now);
-    session.has_time();
-    assert_eq!(
-        run(&mut session, now + Duration::from_secs(1000)).1,
-        Some(())
-    );
-    assert_eq!(session.deadline(), None);
-}
-
-#[test]
 fn a_drain_ends_what_has_not_begun() {
     let now = Instant::now();
     for len in [0, 5, greeting(PASSWORD).len(), flight().len()] {

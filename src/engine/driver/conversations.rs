@@ -1,0 +1,213 @@
+//! Sessions that are served by callbacks.
+//!
+//! Invariant: whatever a callback does, its handler hears of the end, once, and the connection goes on or ends as it
+//! would have.
+
+use super::{Driver, Turn};
+use crate::engine::talk::{Stream, Talk};
+use crate::event::Event;
+use crate::fault::Fault;
+use crate::listener::Records;
+use crate::panics::{self, Panicked};
+use crate::protocol::ending::Ending;
+use crate::protocol::message::{Class, ErrorBody};
+use crate::service;
+use crate::session::{Conversation, EventHandler, Outlook, Wants};
+use crate::sys::epoll::Interest;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What panicked, as the observer is told.
+const HANDLER: &str = "a session's handler";
+
+impl Driver {
+    /// The connection speaks another protocol. `false`: it is refused.
+    pub(in crate::engine) fn begin_records(&mut self, records: &Records) -> bool {
+        self.entry.authenticated();
+        // It takes no descriptors, whatever the kernel lets pass.
+        self.socket().set_may_hold_rights(!self.refuses_rights);
+        self.open_context();
+        let Some(mut context) = self.context.take() else {
+            return false;
+        };
+        let made = panics::catch(|| (records.make)(&mut context));
+        let (handler, framing) = match self.heard(made) {
+            Ok(Ok(made)) => made,
+            Ok(Err(fault)) => {
+                self.fail_records(&fault);
+                return false;
+            }
+            Err(_) => {
+                self.entry.ending = Ending::Faulted;
+                return false;
+            }
+        };
+        if self.entry.dedicate(usize::MAX).is_err() {
+            self.entry.ending = Ending::Stopping;
+            return false;
+        }
+        let (limits, office) = (&self.entry.port.limits, &self.site.office);
+        let talk = Conversation::of_records(handler, context, limits, office, framing);
+        self.stop_token().tell(talk.mailbox());
+        self.talk = Talk::Records(Box::new(talk));
+        true
+    }
+
+    fn fail_records(&mut self, fault: &Fault) {
+        self.entry.ending = Ending::Faulted;
+        self.tell_unanswered(&self.entry.port.bound.name, &fault.text());
+    }
+
+    /// Opens the stream that was asked for; its handler has been made for it.
+    pub(super) fn open_conversation(&mut self, name: Arc<str>, handler: Box<dyn EventHandler>) {
+        let dedicated = self.entry.dedicate(usize::MAX);
+        let stop = self.stop_token();
+        let Talk::Native { session, stream } = &mut self.talk else {
+            return;
+        };
+        let context = self.context.take();
+        let (Ok(()), Some(context)) = (dedicated, context) else {
+            let id = session.call_id();
+            session.finish(ErrorBody::new(Class::Stopping, Vec::new()).write(id));
+            // Which runs the user's code.
+            let dropped = panics::catch(|| drop(handler));
+            return drop(self.heard(dropped));
+        };
+        let parts = session.open_stream();
+        let (limits, office) = (&self.entry.port.limits, &self.site.office);
+        let conversation = Conversation::of_stream(handler, context, limits, office, parts);
+        stop.tell(conversation.mailbox());
+        *stream = Some(Box::new(Stream {
+            name,
+            conversation,
+            panicked: None,
+        }));
+        let session = self.entry.id;
+        let observer = self.entry.observer();
+        observer.tell(|| Event::StreamOpened { session });
+    }
+
+    /// Does the one thing that the conversation wants. Nobody waits.
+    pub(super) fn converse(&mut self) -> Turn {
+        let now = Instant::now();
+        let Some(conversation) = self.talk.conversation_mut() else {
+            return Turn::Over;
+        };
+        let outlook = conversation.outlook();
+        match conversation.poll(now) {
+            Wants::Deliver => self.deliver(),
+            Wants::Transmit => match self.transmit(false, now) {
+                Turn::Waits(_) => {
+                    if let Some(conversation) = self.talk.conversation_mut() {
+                        conversation.set_blocked(true);
+                    }
+                    Turn::Moved
+                }
+                turn => turn,
+            },
+            Wants::Receive => match self.receive(false) {
+                Turn::Waits(_) => Turn::Waits(interest_in(outlook)),
+                turn => turn,
+            },
+            Wants::Rest(outlook) => Turn::Waits(interest_in(outlook)),
+            Wants::Over { ending, gracefully } => self.end_conversation(ending, gracefully),
+        }
+    }
+
+    fn deliver(&mut self) -> Turn {
+        let was_pressed = self.talk.is_pressed();
+        let Some(conversation) = self.talk.conversation_mut() else {
+            return Turn::Over;
+        };
+        let delivered = panics::catch(|| conversation.deliver());
+        if let Err(panicked) = self.heard(delivered) {
+            if let Some(conversation) = self.talk.conversation_mut() {
+                conversation.has_panicked();
+            }
+            if let Talk::Native {
+                stream: Some(stream),
+                ..
+            } = &mut self.talk
+            {
+                stream.panicked = Some(panicked);
+            }
+        }
+        self.tell_pressure(was_pressed);
+        Turn::Delivered
+    }
+
+    /// Tells the observer if something has panicked.
+    fn heard<T>(&self, result: Result<T, Panicked>) -> Result<T, Panicked> {
+        let (session, observer) = (Some(self.entry.id), self.entry.observer());
+        result.inspect_err(|panicked| observer.panicked(session, HANDLER, panicked))
+    }
+
+    fn end_conversation(&mut self, ending: Ending, gracefully: bool) -> Turn {
+        if let (Talk::Native { stream, .. }, true) = (&mut self.talk, gracefully) {
+            if let Some(stream) = stream.take() {
+                self.end_stream(*stream, &ending);
+                return Turn::Moved;
+            }
+        }
+        let conversation = self.talk.conversation_mut();
+        if let Some(fault) = conversation.and_then(Conversation::take_fault) {
+            self.tell_unanswered(&self.entry.port.bound.name, &fault.text());
+        }
+        self.entry.ending = ending;
+        Turn::Over
+    }
+
+    /// The stream is answered, and the session goes on.
+    fn end_stream(&mut self, stream: Stream, ending: &Ending) {
+        let Stream {
+            name,
+            mut conversation,
+            panicked,
+        } = stream;
+        let result = match (panicked, conversation.take_fault()) {
+            (Some(panicked), _) => Err(panicked),
+            (None, Some(fault)) => Ok(Err(fault)),
+            (None, None) => Ok(Ok(())),
+        };
+        let parting = panics::catch(|| {
+            conversation.tell_end(ending);
+            conversation.into_parts()
+        });
+        let (id, observer) = (self.entry.id, self.entry.observer());
+        let parts = parting.map_err(|panicked| observer.panicked(Some(id), &name, &panicked));
+        observer.tell(|| Event::StreamClosed { session: id });
+        let Talk::Native { session, .. } = &mut self.talk else {
+            return;
+        };
+        let answer = service::end_of_stream(session.call_id(), result);
+        match parts {
+            Ok((context, Some((input, output)))) => {
+                self.context = context;
+                session.close_stream(input, output, answer);
+            }
+            // With the handler, the connection's directions are lost.
+            _ => session.break_stream(),
+        }
+        self.tell_pressure(false);
+        self.entry.undedicate();
+    }
+
+    /// The connection is over. A handler that has not heard of it does now.
+    pub(super) fn say_goodbye(&mut self) {
+        let ending = self.entry.ending.clone();
+        let Some(conversation) = self.talk.conversation_mut() else {
+            return;
+        };
+        let told = panics::catch(|| conversation.tell_end(&ending));
+        let _ = self.heard(told);
+    }
+}
+
+fn interest_in(outlook: Outlook) -> Interest {
+    match (outlook.readable, outlook.writable) {
+        (true, true) => Interest::Both,
+        (true, false) => Interest::Readable,
+        (false, true) => Interest::Writable,
+        (false, false) => Interest::Nothing,
+    }
+}
