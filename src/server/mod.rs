@@ -124,7 +124,7 @@ impl Server {
     }
 
     /// Runs in the server before any client can connect. Handlers find the value that it returns as
-    /// [`Context::state`]. An error fails the start, with its text.
+    /// [`Context::state`](crate::Context::state). An error fails the start, with its text.
     pub fn initialize<T: Any + Send + Sync>(
         mut self,
         hook: impl Fn(&Control) -> Result<T, Fault> + Send + Sync + 'static,

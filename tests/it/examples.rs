@@ -9,6 +9,7 @@ crate::tests![
     privsep,
     signals,
     stream,
+    chat,
     spawn_server,
     tokio_owner,
     examples_are_short
@@ -48,6 +49,20 @@ fn hello() {
         "a fault comes back as an error: No such file or directory (os error 2)",
         "and so does a mistake: the server has no handler \"helo\", but \"hello\"",
         "server stopped: exit status 0",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn chat() {
+    let said = text(run("chat", &[]));
+    for line in [
+        "joe hears \"1: is anybody here?\"",
+        "joe hears \"* 2 joins\"",
+        "joe hears \"2: I am\"",
+        "the owner tells 2",
+        "joe hears \"! supper is ready\"",
+        "the chat is closed: true is gone",
     ] {
         assert!(said.contains(line), "{said}");
     }
