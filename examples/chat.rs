@@ -1,15 +1,13 @@
-//! One thread, many clients: a chat in lines of text, and a second way in through which the owner calls.
+//! One thread, many clients: a chat in lines of text, in which the owner has a say.
 //!
-//! Run it with `cargo run --example chat`; with a path behind it, it listens there until Enter is pressed, for
-//! `socat - UNIX-CONNECT:PATH`.
+//! Run it with `cargo run --example chat`.
 
 use forkserver::{
-    Client, Engine, EventHandler, Fault, Item, Lines, Listener, Server, Session, SessionHandle,
+    Engine, EventHandler, Fault, Item, Lines, Listener, Server, Session, SessionHandle,
 };
 use std::any::Any;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// Everybody in the room; made in the server, before anybody comes.
@@ -22,12 +20,11 @@ impl EventHandler for Member {
     fn connected(&mut self, session: &mut Session) -> Result<(), Fault> {
         let handle = session.handle();
         let mut room = session.context().state::<Room>().lock().unwrap();
-        // Those who have gone take no events.
-        room.retain(|member| {
-            member
-                .post(format!("* {} joins", handle.session_id()))
-                .is_ok()
-        });
+        self.0 = room.len() + 1;
+        for member in room.iter() {
+            // One that is slow to read, or gone, misses it.
+            let _ = member.post(format!("* {} joins", self.0));
+        }
         room.push(handle);
         Ok(())
     }
@@ -43,58 +40,40 @@ impl EventHandler for Member {
     }
 
     fn posted(&mut self, session: &mut Session, event: Box<dyn Any + Send>) -> Result<(), Fault> {
-        match event.downcast::<String>() {
-            Ok(text) => Ok(session.write(*text)?),
-            Err(_) => Err(Fault::new("nobody posts anything else")),
-        }
+        let text = event.downcast::<String>();
+        text.map_or(Ok(()), |text| Ok(session.write(*text)?))
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let given = std::env::args().nth(1).map(PathBuf::from);
-    let temporary = std::env::temp_dir().join(format!("chat.{}", std::process::id()));
-    let path = given.clone().unwrap_or(temporary);
+    let path = std::env::temp_dir().join(format!("chat.{}", std::process::id()));
     let chat = Listener::at(&path).name("chat");
     let server = Server::new()
         .engine(Engine::Evented)
         .initialize(|_| Ok(Room::default()))
         .listen(chat.handle_events(Lines::default, |_| Ok(Member(0))))
-        .listen(Listener::private().name("owner"))
         .handle("announce", |ctx, text: String| {
             let room = ctx.state::<Room>().lock().unwrap();
-            let told = room
-                .iter()
-                .filter(|member| member.post(format!("! {text}")).is_ok());
-            Ok(told.count())
+            let told = room.iter().map(|member| member.post(text.clone()));
+            Ok(told.filter(Result::is_ok).count())
         })
         .start()?;
-    let mut owner = Client::connect(server.address_of("owner").ok_or("it has that name")?)?;
-    match given {
-        None => talk(&path, &mut owner)?,
-        Some(path) => {
-            println!("come to {}; Enter ends it", path.display());
-            std::io::stdin().read_line(&mut String::new())?;
-        }
-    }
-    server.stop_listener("chat")?;
-    println!("the chat is closed: {} is gone", !path.exists());
-    server.stop()?;
-    Ok(())
-}
 
-/// Two clients talk, and the owner has the last word.
-fn talk(path: &Path, owner: &mut Client) -> Result<(), Box<dyn std::error::Error>> {
-    let mut joe = UnixStream::connect(path)?;
+    let mut joe = UnixStream::connect(&path)?;
     joe.write_all(b"is anybody here?\n")?;
     let mut heard = BufReader::new(joe.try_clone()?).lines();
     let mut hear = || heard.next().unwrap_or(Ok(String::new()));
     println!("joe hears {:?}", hear()?);
-    let mut jack = UnixStream::connect(path)?;
+    let mut jack = UnixStream::connect(&path)?;
     println!("joe hears {:?}", hear()?);
     jack.write_all(b"I am\n")?;
     println!("joe hears {:?}", hear()?);
-    let told: usize = owner.call("announce", "supper is ready")?;
+    let told: usize = server.connect()?.call("announce", "! supper is ready")?;
     println!("the owner tells {told}");
     println!("joe hears {:?}", hear()?);
+
+    server.stop_listener("chat")?;
+    println!("the chat is closed: {} is gone", !path.exists());
+    server.stop()?;
     Ok(())
 }
