@@ -185,11 +185,6 @@ impl ServerSession {
         }
     }
 
-    /// A stream's directions are lost: the connection is of no use any more.
-    pub(crate) fn break_stream(&mut self) {
-        self.end(Ending::Broken);
-    }
-
     /// Calls that have not been begun are refused from now on. The driver sees to it that the input ends, by
     /// `shutdown(SHUT_RD)`: what the client has sent by then is still read, and refused.
     pub(crate) fn drain(&mut self) {

@@ -3,26 +3,26 @@
 //! Invariant: asked what it wants, a conversation says one thing; callbacks happen in [`Conversation::deliver`] alone, so
 //! that whoever drives it can contain what they do.
 
+use super::due::{Due, Leftover};
 use super::input::{Incoming, Input};
 use super::mailbox::Letter;
-use super::{Closing, EventHandler, Item, Mailbox, Office, Output, Session};
+use super::{Closing, EventHandler, Mailbox, Office, Output, Session};
 use crate::context::Context;
-use crate::error::StopReason;
 use crate::fault::Fault;
 use crate::limits::Limits;
 use crate::protocol::ending::Ending;
 use crate::protocol::frame::ProtocolError;
-use crate::protocol::framing::{Framing, FramingError};
+use crate::protocol::framing::Framing;
 use crate::protocol::inbox::Inbox;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::stream::{StreamIn, StreamOut};
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// A session and its handler.
 pub(crate) struct Conversation {
-    handler: Box<dyn EventHandler>,
+    /// Taken out when the session is over.
+    handler: Option<Box<dyn EventHandler>>,
     session: Session,
     input: Input,
     due: Option<Due>,
@@ -48,18 +48,6 @@ enum Phase {
     Idle,
     Receiving,
     Sending,
-}
-
-/// The callback that comes next.
-enum Due {
-    Connected,
-    Received(Item),
-    Finished,
-    Flushed,
-    Relieved,
-    Posted(Box<dyn Any + Send>),
-    Stopping(StopReason),
-    Malformed(FramingError),
 }
 
 /// What a conversation wants.
@@ -129,7 +117,7 @@ impl Conversation {
     ) -> Conversation {
         let mailbox = Mailbox::new(context.session_id(), limits.max_posted, office);
         Conversation {
-            handler,
+            handler: Some(handler),
             session: Session {
                 context: Some(context),
                 limits: Arc::clone(limits),
@@ -265,7 +253,9 @@ impl Conversation {
 
     /// Calls the handler with what is due.
     pub(crate) fn deliver(&mut self) {
-        let (handler, session) = (&mut self.handler, &mut self.session);
+        let (Some(handler), session) = (&mut self.handler, &mut self.session) else {
+            return;
+        };
         let said = match self.due.take() {
             None => Ok(()),
             Some(Due::Connected) => {
@@ -381,13 +371,27 @@ impl Conversation {
 
     /// Says good-bye to the handler, once. Nothing is delivered any more.
     pub(crate) fn tell_end(&mut self, ending: &Ending) {
-        self.session.mailbox.close();
-        if std::mem::replace(&mut self.is_told, true) || !self.has_begun {
-            return;
+        let is_first = !std::mem::replace(&mut self.is_told, true);
+        if let (Some(handler), Some(context)) = (&mut self.handler, &mut self.session.context) {
+            if is_first && self.has_begun {
+                handler.disconnected(context, ending);
+            }
         }
-        if let Some(context) = &mut self.session.context {
-            self.handler.disconnected(context, ending);
-        }
+    }
+
+    /// Whatever of it is the user's, and may panic as it is dropped.
+    pub(crate) fn take_leftovers(&mut self) -> Vec<Leftover> {
+        let letters = self.session.mailbox.close();
+        let handler = self.handler.take().map(Leftover::Handler);
+        let framing = self.session.drop_framing().map(Leftover::Framing);
+        let others = [handler, framing, self.due.take().map(Leftover::Due)];
+        let letters = letters.into_iter().map(Leftover::Letter);
+        others.into_iter().flatten().chain(letters).collect()
+    }
+
+    /// What was given to it, once it is over.
+    pub(crate) fn take_context(&mut self) -> Option<Box<Context>> {
+        self.session.context.take()
     }
 
     /// Both directions of a stream, and what was given to it.

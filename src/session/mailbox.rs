@@ -112,11 +112,9 @@ impl Mailbox {
         self.letters().as_mut()?.pop_front()
     }
 
-    /// Nothing is delivered any more.
-    pub(super) fn close(&self) {
-        let letters = self.letters().take();
-        // What has been posted is dropped when nobody waits for the lock.
-        drop(letters);
+    /// Nothing is delivered any more; what waits is given back.
+    pub(super) fn close(&self) -> VecDeque<Letter> {
+        self.letters().take().unwrap_or_default()
     }
 
     fn letters(&self) -> MutexGuard<'_, Option<VecDeque<Letter>>> {

@@ -4,11 +4,13 @@
 //! handler's callbacks come one at a time, in the order of the connection, and `disconnected` is the last, once.
 
 mod conversation;
+mod due;
 mod input;
 mod item;
 mod mailbox;
 
 pub(crate) use self::conversation::{Conversation, Outlook, Wants};
+pub(crate) use self::due::Leftover;
 pub use self::item::Item;
 pub(crate) use self::mailbox::{Mailbox, Office};
 pub use self::mailbox::{PostError, SessionHandle};
@@ -21,7 +23,7 @@ use crate::limits::Limits;
 use crate::protocol::codec;
 use crate::protocol::ending::Ending;
 use crate::protocol::frame::ProtocolError;
-use crate::protocol::framing::{Framing, FramingError};
+use crate::protocol::framing::{Framing, FramingError, Unframed};
 use crate::protocol::message::write_item;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::stream::StreamOut;
@@ -235,6 +237,14 @@ impl Session {
     /// Closes the connection. What is queued is dropped.
     pub fn close_now(&mut self) {
         self.closing = Some(Closing::Now(Ending::Finished));
+    }
+
+    /// Takes out the user's part of the output.
+    fn drop_framing(&mut self) -> Option<Box<dyn Framing>> {
+        match &mut self.output {
+            Output::Items(_) => None,
+            Output::Records(_, framing) => Some(std::mem::replace(framing, Box::new(Unframed))),
+        }
     }
 
     fn check(&self) -> Result<(), StreamError> {

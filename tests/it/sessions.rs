@@ -46,6 +46,7 @@ crate::tests![
     callbacks_come_in_order_and_the_end_once,
     every_end_is_told_to_the_handler_once,
     a_panicking_callback_ends_its_session_only,
+    whatever_is_the_users_may_panic_when_it_is_asked_or_dropped,
     silence_and_slowness_end_a_session_at_their_deadlines,
     sessions_are_told_when_the_server_stops,
     sessions_of_a_stopped_listener_are_told_alone,
@@ -939,6 +940,62 @@ fn a_panicking_callback_ends_its_session_only() {
     other.write_all(b"x\n").unwrap();
     assert_eq!(line(&mut BufReader::new(other)), "x");
     assert!(server.is_running());
+}
+
+fn whatever_is_the_users_may_panic_when_it_is_asked_or_dropped() {
+    struct Bomb(&'static str);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("{} is dropped", self.0);
+        }
+    }
+    #[derive(Default)]
+    struct Value(#[expect(dead_code)] Option<Bomb>);
+    struct Bombs(Lines, #[expect(dead_code)] Bomb);
+    impl Framing for Bombs {
+        fn find(&mut self, received: &[u8]) -> Result<forkserver::Found, FramingError> {
+            assert!(received[0] != b'!', "found");
+            self.0.find(received)
+        }
+        fn write(&mut self, record: &[u8], out: &mut Vec<u8>) -> Result<(), FramingError> {
+            assert!(record != b"?", "written");
+            self.0.write(record, out)
+        }
+    }
+    struct Bombed(#[expect(dead_code)] Bomb);
+    impl EventHandler for Bombed {
+        fn connected(&mut self, session: &mut Session) -> Result<(), Fault> {
+            *session.context().session::<Value>() = Value(Some(Bomb("a value")));
+            Ok(())
+        }
+        fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
+            session.handle().post(Bomb("an event"))?;
+            Ok(session.write(item)?)
+        }
+        fn disconnected(&mut self, _: &mut Context, _: &Ending) {
+            panic!("disconnected");
+        }
+    }
+    let framing = || Bombs(Lines::default(), Bomb("a framing"));
+    let make = |_: &mut Context| Ok(Bombed(Bomb("a handler")));
+    let server = crate::server()
+        .listen(Listener::at(path()).handle_events(framing, make))
+        .start()
+        .unwrap();
+    let before = crate::harness::descriptors(&server.pid().to_string()).len();
+    for bytes in [&b"x\n"[..], b"!", b"?\n", b"", b"x\nx\n!"] {
+        for _ in 0..20 {
+            let mut stream = connect();
+            stream.write_all(bytes).unwrap();
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut seen = Vec::new();
+            let _ = stream.read_to_end(&mut seen);
+        }
+    }
+    is_empty(&server);
+    let after = crate::harness::descriptors(&server.pid().to_string()).len();
+    assert_eq!(before, after);
+    assert_eq!(server.stop().unwrap(), forkserver::Exit::Code(0));
 }
 
 fn silence_and_slowness_end_a_session_at_their_deadlines() {

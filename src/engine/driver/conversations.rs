@@ -12,7 +12,7 @@ use crate::panics::{self, Panicked};
 use crate::protocol::ending::Ending;
 use crate::protocol::message::{Class, ErrorBody};
 use crate::service;
-use crate::session::{Conversation, EventHandler, Outlook, Wants};
+use crate::session::{Conversation, EventHandler, Leftover, Outlook, Wants};
 use crate::sys::epoll::Interest;
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,7 +94,15 @@ impl Driver {
             return Turn::Over;
         };
         let outlook = conversation.outlook();
-        match conversation.poll(now) {
+        // A framing of the user's is asked here.
+        let wants = panics::catch(|| conversation.poll(now));
+        let Ok(wants) = self.heard(wants) else {
+            if let Some(conversation) = self.talk.conversation_mut() {
+                conversation.has_panicked();
+            }
+            return Turn::Delivered;
+        };
+        match wants {
             Wants::Deliver => self.deliver(),
             Wants::Transmit => match self.transmit(false, now) {
                 Turn::Waits(_) => {
@@ -169,24 +177,21 @@ impl Driver {
             (None, Some(fault)) => Ok(Err(fault)),
             (None, None) => Ok(Ok(())),
         };
-        let parting = panics::catch(|| {
-            conversation.tell_end(ending);
-            conversation.into_parts()
-        });
+        let told = panics::catch(|| conversation.tell_end(ending));
         let (id, observer) = (self.entry.id, self.entry.observer());
-        let parts = parting.map_err(|panicked| observer.panicked(Some(id), &name, &panicked));
+        if let Err(panicked) = told {
+            observer.panicked(Some(id), &name, &panicked);
+        }
+        self.drop_leftovers(conversation.take_leftovers());
         observer.tell(|| Event::StreamClosed { session: id });
         let Talk::Native { session, .. } = &mut self.talk else {
             return;
         };
         let answer = service::end_of_stream(session.call_id(), result);
-        match parts {
-            Ok((context, Some((input, output)))) => {
-                self.context = context;
-                session.close_stream(input, output, answer);
-            }
-            // With the handler, the connection's directions are lost.
-            _ => session.break_stream(),
+        let (context, parts) = conversation.into_parts();
+        self.context = context;
+        if let Some((input, output)) = parts {
+            session.close_stream(input, output, answer);
         }
         self.tell_pressure(false);
         self.entry.undedicate();
@@ -199,7 +204,21 @@ impl Driver {
             return;
         };
         let told = panics::catch(|| conversation.tell_end(&ending));
+        let leftovers = conversation.take_leftovers();
+        // What the user keeps in it is dropped as that of any other session.
+        self.context = conversation.take_context();
         let _ = self.heard(told);
+        self.drop_leftovers(leftovers);
+    }
+}
+
+impl Driver {
+    /// Drops what is the user's, each under a guard of its own.
+    fn drop_leftovers(&self, leftovers: Vec<Leftover>) {
+        for leftover in leftovers {
+            let dropped = panics::catch(|| drop(leftover));
+            let _ = self.heard(dropped);
+        }
     }
 }
 
