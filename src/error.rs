@@ -282,6 +282,10 @@ pub enum CallError {
     /// The server is stopping and has not begun the call.
     #[error("the server is stopping")]
     Stopping,
+    /// The server is closing this connection, has not begun the call, and may serve it on another one:
+    /// [`Limits::max_calls`](crate::Limits::max_calls).
+    #[error("the server takes no further calls on this connection")]
+    Closing,
     /// The server refuses the connection: wrong password, or another version.
     #[error("the server refuses the connection: {0}")]
     Denied(&'static str),
@@ -323,6 +327,7 @@ impl CallError {
             | CallError::Encode(_)
             | CallError::TooLarge(_)
             | CallError::Stopping
+            | CallError::Closing
             | CallError::Denied(_)
             | CallError::WrongProcess
             | CallError::NoSuchCall => Delivery::NotSent,

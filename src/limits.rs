@@ -27,6 +27,16 @@ pub struct Limits {
     pub max_frame: usize,
     /// Descriptors in one message. Default and highest possible value 253 (the kernel's `SCM_MAX_FD`).
     pub max_fds: usize,
+    /// Calls of one connection, streams among them, after which it is closed: their answers leave, what has been sent
+    /// behind them is refused as [`CallError::Closing`](crate::CallError::Closing), and the client connects anew.
+    /// `Some(1)` is one-shot mode, a connection for each call; `Some(0)`: none is begun. Default: no limit.
+    ///
+    /// ```
+    /// let mut one_shot = forkserver::Limits::default();
+    /// one_shot.max_calls = Some(1);
+    /// let listener = forkserver::Listener::private().limits(one_shot);
+    /// ```
+    pub max_calls: Option<u64>,
     /// Calls of one connection that are taken before the answer to the first of them has left; at a client, calls
     /// that are begun before one is answered: a further one waits. Default 128.
     pub max_in_flight: usize,
@@ -68,6 +78,7 @@ impl Default for Limits {
             max_dedicated: 256,
             max_frame: 16 << 20,
             max_fds: MAX_FDS,
+            max_calls: None,
             max_in_flight: 128,
             high_watermark: 256 << 10,
             low_watermark: 64 << 10,

@@ -51,6 +51,7 @@ pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>
             location: texts.next().unwrap_or_default(),
         },
         Class::Stopping => CallError::Stopping,
+        Class::Closing => CallError::Closing,
         Class::TooLate => CallError::TimedOut {
             after: timeout.unwrap_or_default(),
             delivery: Delivery::NotSent,

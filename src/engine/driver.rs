@@ -150,6 +150,7 @@ impl Driver {
         let is_idle = session.outbox.queued() == 0
             && !session.inbox.has_unread()
             && session.ending().is_none()
+            && !session.is_leaving()
             && !self.entry.is_draining();
         if is_idle {
             session.falls_silent(Instant::now);
@@ -222,6 +223,9 @@ impl Driver {
         let Talk::Native { session, .. } = &mut self.talk else {
             return Turn::Over;
         };
+        if session.stops_reading() {
+            socket::shut_down_reading(&self.connection);
+        }
         match session.poll(now) {
             Step::Event(Happening::Authenticated { fds }) => {
                 self.welcome(fds);

@@ -32,6 +32,9 @@ pub enum Ending {
     /// The server stops.
     #[error("the server is stopping")]
     Stopping,
+    /// As many calls as [`Limits::max_calls`](crate::Limits::max_calls) allows have been answered.
+    #[error("max_calls is reached")]
+    CallLimit,
     /// The client broke a rule of the protocol, or a limit.
     #[error("{0}")]
     Protocol(ProtocolError),

@@ -323,6 +323,8 @@ pub(crate) enum Class {
     WrongForm = 8,
     /// A limit of the server's has been reached. Texts: its name.
     Busy = 9,
+    /// This connection takes no further calls, others do; the call has not been begun.
+    Closing = 10,
 }
 
 /// Any answer that is not a value.
@@ -394,6 +396,7 @@ impl ErrorBody {
             7 => Class::Protocol,
             8 => Class::WrongForm,
             9 => Class::Busy,
+            10 => Class::Closing,
             _ => return Err(MALFORMED),
         };
         let code = payload.try_get_i32_le().map_err(|_| MALFORMED)?;

@@ -4,6 +4,7 @@
 //! a session is a value that any thread may go on with between two calls.
 
 mod batch;
+mod leaving;
 
 use super::Step;
 use super::ending::Ending;
@@ -54,7 +55,12 @@ pub(crate) struct ServerSession {
     phase: Phase,
     /// The welcome is queued and waits for the first reply to travel with.
     holds_welcome: bool,
-    draining: bool,
+    /// Why no further call is begun, if so.
+    leaving: Option<Ending>,
+    /// The driver shall end the input.
+    is_to_stop_reading: bool,
+    /// Calls that were begun.
+    calls: u64,
     /// Answers that are queued and have not left.
     held: usize,
     /// More is queued than `high_watermark`, and not yet as little as `low_watermark`.
@@ -82,7 +88,9 @@ impl ServerSession {
             phase: Phase::Greeting,
             state: State::Greeting,
             holds_welcome: false,
-            draining: false,
+            leaving: None,
+            is_to_stop_reading: false,
+            calls: 0,
             held: 0,
             is_pressed: false,
             is_urgent: false,
@@ -149,6 +157,7 @@ impl ServerSession {
         };
         self.phase = Phase::Idle;
         self.deadline = None;
+        self.leave_at_limit();
     }
 
     /// The id of the call that is being answered, 0 if none is.
@@ -185,12 +194,6 @@ impl ServerSession {
         }
     }
 
-    /// Calls that have not been begun are refused from now on. The driver sees to it that the input ends, by
-    /// `shutdown(SHUT_RD)`: what the client has sent by then is still read, and refused.
-    pub(crate) fn drain(&mut self) {
-        self.draining = true;
-    }
-
     /// When the session wants to be polled again even if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -216,7 +219,7 @@ impl ServerSession {
 
     /// Reads the hello. `Some(fds)`: the password is right.
     fn greet(&mut self) -> Result<Option<bool>, ProtocolError> {
-        if self.draining {
+        if self.leaving.is_some() {
             self.deny(Denied::Stopping, Ending::Stopping);
             return Ok(None);
         }
@@ -250,6 +253,7 @@ impl ServerSession {
             self.holds_welcome = !hello.wait;
             self.phase = Phase::Idle;
             self.deadline = None;
+            self.leave_at_limit();
             return Ok(Some(hello.fds));
         }
         Ok(None)
@@ -271,7 +275,7 @@ impl ServerSession {
     /// as well, but needs to know what time it is.
     #[inline]
     pub(crate) fn next_arrived(&mut self) -> Option<Call> {
-        let is_ready = matches!(self.state, State::Ready) && !self.draining;
+        let is_ready = matches!(self.state, State::Ready) && self.leaving.is_none();
         if !is_ready || self.has_output() && !self.may_hold() {
             return None;
         }
@@ -291,6 +295,7 @@ impl ServerSession {
             last: call.last,
         };
         self.deadline = None;
+        self.calls += 1;
         call
     }
 
@@ -306,16 +311,14 @@ impl ServerSession {
             return Some(self.flush(now));
         }
         match self.next_call() {
-            Ok(Some(call)) if self.draining => {
-                self.queue(ErrorBody::new(Class::Stopping, vec![]).write(call.id));
+            Ok(Some(call)) if self.leaving.is_some() => {
+                self.refuse_to_begin(&call);
                 None
             }
             Ok(Some(call)) => Some(Step::Event(Happening::Call(self.begin(call)))),
             Ok(None) if self.inbox.is_at_end() => {
-                self.end(match self.draining {
-                    true => Ending::Stopping,
-                    false => Ending::Finished,
-                });
+                let ending = self.leaving.clone().unwrap_or(Ending::Finished);
+                self.end(ending);
                 None
             }
             Ok(None) => self.wait_for_call(now),

@@ -16,6 +16,7 @@ mod abuse;
 mod auth;
 mod batches;
 mod calls;
+mod closing;
 mod death;
 mod drain;
 mod engine;
@@ -54,6 +55,7 @@ fn main() {
         auth::TESTS,
         batches::TESTS,
         calls::TESTS,
+        closing::TESTS,
         death::TESTS,
         drain::TESTS,
         events::TESTS,

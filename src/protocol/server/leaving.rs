@@ -1,0 +1,48 @@
+//! How a connection takes leave: no further call is begun, what was answered leaves, and then it is over.
+//!
+//! Invariant: a call that has arrived and is not begun is refused, so that its client knows that it may be repeated.
+
+use super::{ServerSession, State};
+use crate::protocol::ending::Ending;
+use crate::protocol::message::{Call, Class, ErrorBody};
+
+impl ServerSession {
+    /// Calls that have not been begun are refused from now on, because the server stops. The driver sees to it that the
+    /// input ends, by `shutdown(SHUT_RD)`: what the client has sent by then is still read, and refused.
+    pub(crate) fn drain(&mut self) {
+        self.leaving.get_or_insert(Ending::Stopping);
+    }
+
+    /// Whether the driver shall end the input now, as for a drain. Said once.
+    pub(crate) fn stops_reading(&mut self) -> bool {
+        std::mem::take(&mut self.is_to_stop_reading)
+    }
+
+    /// Whether no further call is begun.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// As many calls as there may be have been begun.
+    pub(super) fn leave_at_limit(&mut self) {
+        if self.limits.max_calls.is_some_and(|most| self.calls >= most) {
+            self.leave(Ending::CallLimit);
+        }
+    }
+
+    fn leave(&mut self, ending: Ending) {
+        if self.state == State::Ready && self.leaving.is_none() {
+            self.leaving = Some(ending);
+            self.is_to_stop_reading = true;
+        }
+    }
+
+    /// Answers a call that is not begun any more.
+    pub(super) fn refuse_to_begin(&mut self, call: &Call) {
+        let class = match self.leaving {
+            Some(Ending::Stopping) => Class::Stopping,
+            _ => Class::Closing,
+        };
+        self.queue(ErrorBody::new(class, Vec::new()).write(call.id));
+    }
+}

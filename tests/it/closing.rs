@@ -1,0 +1,141 @@
+//! How a connection is closed from the server's side: after so many calls, by a handler, after an error.
+
+use crate::hostile::{Raw, call_frame, frame, hello_frame};
+use forkserver::{
+    CallError, Channel, Client, Delivery, Ending, Event, Limits, Server, ServerHandle,
+};
+use std::io::{BufRead, BufReader, Lines, PipeReader, Write};
+
+crate::tests![
+    as_many_calls_are_answered_as_the_limit_and_not_one_more,
+    calls_behind_the_limit_are_refused_in_order,
+    a_stream_counts_as_a_call,
+    a_limit_of_none_refuses_the_first_call,
+    a_call_behind_the_limit_is_refused_in_these_bytes,
+];
+
+/// A definition that tells how each connection ends.
+fn told(server: Server) -> (Server, Lines<BufReader<PipeReader>>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let server = server.keep_fd(&writer).observe(move |event| {
+        if let Event::Disconnected { reason, .. } = event {
+            writeln!(&writer, "{reason:?}").unwrap();
+        }
+    });
+    (server, BufReader::new(reader).lines())
+}
+
+fn ends_as(lines: &mut Lines<BufReader<PipeReader>>, ending: &Ending) {
+    assert_eq!(lines.next().unwrap().unwrap(), format!("{ending:?}"));
+}
+
+fn echo() -> Server {
+    crate::server()
+        .handle("echo", |_, text: String| Ok(text))
+        .handle_stream("upper", |_, (): (), mut channel: Channel| {
+            while let Some(text) = channel.recv::<String>()? {
+                channel.send(&text.to_uppercase())?;
+            }
+            Ok(())
+        })
+}
+
+fn with_max_calls(most: u64) -> Server {
+    let mut limits = Limits::default();
+    limits.max_calls = Some(most);
+    echo().limits(limits)
+}
+
+/// Both ways to a server.
+fn clients(server: &ServerHandle) -> [Client; 2] {
+    [
+        server.connect().unwrap(),
+        Client::connect(server.address()).unwrap(),
+    ]
+}
+
+fn echoes(client: &mut Client) {
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+}
+
+/// A call is not begun any more, and its client knows it.
+fn is_over(client: &mut Client) {
+    let err = client.call::<_, String>("echo", "x").unwrap_err();
+    assert_eq!(err.delivery(), Delivery::NotSent, "{err}");
+    assert!(
+        matches!(err, CallError::Closing | CallError::Disconnected { .. }),
+        "{err}"
+    );
+}
+
+fn as_many_calls_are_answered_as_the_limit_and_not_one_more() {
+    let (definition, mut ends) = told(with_max_calls(3));
+    let server = definition.start().unwrap();
+    for mut client in clients(&server) {
+        (0..3).for_each(|_| echoes(&mut client));
+        is_over(&mut client);
+        is_over(&mut client);
+        ends_as(&mut ends, &Ending::CallLimit);
+    }
+    let mut client = server.connect().unwrap();
+    (0..2).for_each(|_| echoes(&mut client));
+    drop(client);
+    ends_as(&mut ends, &Ending::Finished);
+    // A mistake is a call, too.
+    let mut client = server.connect().unwrap();
+    for _ in 0..3 {
+        let err = client.call::<_, ()>("nothing", &()).unwrap_err();
+        assert!(matches!(err, CallError::UnknownName { .. }), "{err}");
+    }
+    is_over(&mut client);
+}
+
+fn calls_behind_the_limit_are_refused_in_order() {
+    let server = with_max_calls(3).start().unwrap();
+    for mut client in clients(&server) {
+        let begin = |_| client.begin::<_, String>("echo", "x").unwrap();
+        let mut pending: Vec<_> = (0..5).map(begin).collect();
+        client.flush().unwrap();
+        for behind in pending.split_off(3) {
+            let err = client.finish(behind).unwrap_err();
+            assert!(matches!(err, CallError::Closing), "{err}");
+            assert_eq!(err.delivery(), Delivery::NotSent);
+        }
+        for call in pending {
+            assert_eq!(client.finish(call).unwrap(), "x");
+        }
+    }
+}
+
+fn a_stream_counts_as_a_call() {
+    let (definition, mut ends) = told(with_max_calls(2));
+    let server = definition.start().unwrap();
+    for mut client in clients(&server) {
+        echoes(&mut client);
+        let mut channel = client.open("upper", &()).unwrap();
+        for _ in 0..3 {
+            channel.send("x").unwrap();
+            assert_eq!(channel.recv::<String>().unwrap().unwrap(), "X");
+        }
+        is_over(&mut channel.into_client().unwrap());
+        ends_as(&mut ends, &Ending::CallLimit);
+    }
+}
+
+fn a_limit_of_none_refuses_the_first_call() {
+    let server = with_max_calls(0).start().unwrap();
+    for mut client in clients(&server) {
+        is_over(&mut client);
+    }
+}
+
+fn a_call_behind_the_limit_is_refused_in_these_bytes() {
+    let server = with_max_calls(1).start().unwrap();
+    let mut raw = Raw::connect(&server);
+    let [first, second] = [1, 2].map(|id| call_frame(id, "echo", b"\x01x"));
+    raw.write(&[hello_frame(&server), first, second].concat());
+    let answers = raw.read_to_end();
+    let refused = frame(6, 0, 0, 2, &[10, 0, 0, 0, 0, 0]);
+    // The welcome, and the reply with its hash.
+    assert_eq!(answers[24 + 12 + 8 + 2..], refused);
+}
