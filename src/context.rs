@@ -5,9 +5,10 @@
 use crate::Address;
 use crate::event::Observer;
 use crate::gate::{Gate, Status};
+use crate::protocol::server::Close;
 use crate::sys::linger::Socket;
 use crate::sys::poll::{self, Waker};
-use crate::sys::socket::Credentials;
+use crate::sys::socket::{self, Credentials};
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::io;
@@ -217,6 +218,7 @@ pub struct Context {
     connection: Arc<Socket>,
     session: HashMap<TypeId, Box<dyn Any + Send>>,
     deferred: Vec<Box<dyn FnOnce() + Send>>,
+    close: Option<Close>,
 }
 
 impl Context {
@@ -236,6 +238,7 @@ impl Context {
             connection,
             session: HashMap::new(),
             deferred: Vec::new(),
+            close: None,
         }
     }
 
@@ -308,6 +311,34 @@ impl Context {
     /// before the connection's next call.
     pub fn defer(&mut self, task: impl FnOnce() + Send + 'static) {
         self.deferred.push(Box::new(task));
+    }
+
+    /// Has the connection closed when this call has been answered, or this stream: the answer, and those before it,
+    /// leave first. Calls that have been sent behind it are refused as [`CallError::Closing`](crate::CallError::Closing).
+    /// A stream's client that has not finished by then does not get its connection back. What is served in records of its
+    /// own is closed by [`Session::close`](crate::Session::close).
+    ///
+    /// ```
+    /// # use forkserver::Server;
+    /// let server = Server::new().handle("bye", |ctx, (): ()| {
+    ///     ctx.close();
+    ///     Ok("see you")
+    /// });
+    /// ```
+    pub fn close(&mut self) {
+        self.close.get_or_insert(Close::Gracefully);
+    }
+
+    /// Ends the connection at once: the client sees its end, and gets neither the answer to this call nor what has not
+    /// left yet of those before it. The handler goes on until it returns; [`Context::is_cancelled`] is true from now on,
+    /// and a stream's channel is broken.
+    pub fn close_now(&mut self) {
+        self.close = Some(Close::Now);
+        socket::shut_down(&*self.connection);
+    }
+
+    pub(crate) fn take_close(&mut self) -> Option<Close> {
+        self.close.take()
     }
 
     pub(crate) fn has_deferred(&self) -> bool {

@@ -35,6 +35,9 @@ pub enum Ending {
     /// As many calls as [`Limits::max_calls`](crate::Limits::max_calls) allows have been answered.
     #[error("max_calls is reached")]
     CallLimit,
+    /// A handler closed it: [`Context::close`](crate::Context::close), [`Context::close_now`](crate::Context::close_now).
+    #[error("a handler closed the connection")]
+    Closed,
     /// The client broke a rule of the protocol, or a limit.
     #[error("{0}")]
     Protocol(ProtocolError),

@@ -6,6 +6,8 @@
 mod batch;
 mod leaving;
 
+pub(crate) use self::leaving::Close;
+
 use super::Step;
 use super::ending::Ending;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};

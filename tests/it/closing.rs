@@ -2,7 +2,8 @@
 
 use crate::hostile::{Raw, call_frame, frame, hello_frame};
 use forkserver::{
-    CallError, Channel, Client, Delivery, Ending, Event, Limits, Server, ServerHandle,
+    Bytes, CallError, Channel, Client, Delivery, Ending, Event, Limits, Server, ServerHandle,
+    StreamError,
 };
 use std::io::{BufRead, BufReader, Lines, PipeReader, Write};
 
@@ -12,6 +13,12 @@ crate::tests![
     a_stream_counts_as_a_call,
     a_limit_of_none_refuses_the_first_call,
     a_call_behind_the_limit_is_refused_in_these_bytes,
+    a_handler_closes_the_connection_behind_its_answer,
+    a_large_answer_leaves_before_the_connection_is_closed,
+    a_handler_closes_the_connection_without_an_answer,
+    a_streams_handler_closes_the_connection,
+    a_handler_that_panics_has_closed_all_the_same,
+    tasks_put_off_run_although_the_connection_is_closed,
 ];
 
 /// A definition that tells how each connection ends.
@@ -138,4 +145,134 @@ fn a_call_behind_the_limit_is_refused_in_these_bytes() {
     let refused = frame(6, 0, 0, 2, &[10, 0, 0, 0, 0, 0]);
     // The welcome, and the reply with its hash.
     assert_eq!(answers[24 + 12 + 8 + 2..], refused);
+}
+
+fn with_bye() -> Server {
+    echo()
+        .handle("bye", |ctx, (): ()| {
+            ctx.close();
+            Ok("see you")
+        })
+        .handle("hang up", |ctx, (): ()| {
+            ctx.close_now();
+            assert!(ctx.is_cancelled());
+            Ok("never seen")
+        })
+        .handle("panic", |ctx, (): ()| -> Result<(), _> {
+            ctx.close();
+            panic!("as asked")
+        })
+        .handle("large", |ctx, size: usize| {
+            ctx.close();
+            Ok(Bytes::from(vec![7; size]))
+        })
+        .handle_stream("bye stream", |ctx, now: bool, mut channel: Channel| {
+            channel.send("first")?;
+            match now {
+                true => ctx.close_now(),
+                false => ctx.close(),
+            }
+            let last = channel.send("last");
+            assert_eq!(last.is_err(), now);
+            Ok(())
+        })
+}
+
+fn a_handler_closes_the_connection_behind_its_answer() {
+    let (definition, mut ends) = told(with_bye());
+    let server = definition.start().unwrap();
+    for mut client in clients(&server) {
+        let before = client.begin::<_, String>("echo", "x").unwrap();
+        let bye = client.begin::<_, String>("bye", &()).unwrap();
+        let behind = client.begin::<_, String>("echo", "x").unwrap();
+        client.flush().unwrap();
+        assert_eq!(client.finish(before).unwrap(), "x");
+        assert_eq!(client.finish(bye).unwrap(), "see you");
+        let err = client.finish(behind).unwrap_err();
+        assert!(matches!(err, CallError::Closing), "{err}");
+        is_over(&mut client);
+        ends_as(&mut ends, &Ending::Closed);
+    }
+}
+
+fn a_large_answer_leaves_before_the_connection_is_closed() {
+    let server = with_bye().start().unwrap();
+    for mut client in clients(&server) {
+        let size = 4 << 20;
+        assert_eq!(client.call::<_, Bytes>("large", &size).unwrap().len(), size);
+        is_over(&mut client);
+    }
+}
+
+fn a_handler_closes_the_connection_without_an_answer() {
+    let (definition, mut ends) = told(with_bye());
+    let server = definition.start().unwrap();
+    for mut client in clients(&server) {
+        // The first leaves alone, the others together.
+        let first = client.begin::<_, String>("echo", "x").unwrap();
+        let hang_up = client.begin::<_, String>("hang up", &()).unwrap();
+        let behind = client.begin::<_, String>("echo", "x").unwrap();
+        client.flush().unwrap();
+        for pending in [hang_up, behind] {
+            let err = client.finish(pending).unwrap_err();
+            assert!(matches!(err, CallError::Disconnected { .. }), "{err}");
+            assert_eq!(err.delivery(), Delivery::MaybeExecuted);
+        }
+        drop(first);
+        ends_as(&mut ends, &Ending::Closed);
+    }
+    echoes(&mut server.connect().unwrap());
+}
+
+fn a_streams_handler_closes_the_connection() {
+    let (definition, mut ends) = told(with_bye());
+    let server = definition.start().unwrap();
+    for client in clients(&server) {
+        let mut channel = client.open("bye stream", &false).unwrap();
+        for expected in [Some("first"), Some("last"), None] {
+            assert_eq!(channel.recv::<String>().unwrap().as_deref(), expected);
+        }
+        let err = channel.into_client().unwrap_err();
+        assert!(matches!(err, StreamError::Disconnected), "{err}");
+        ends_as(&mut ends, &Ending::Closed);
+    }
+    for client in clients(&server) {
+        let mut channel = client.open("bye stream", &true).unwrap();
+        assert_eq!(channel.recv::<String>().unwrap().unwrap(), "first");
+        let err = channel.recv::<String>().unwrap_err();
+        assert!(matches!(err, StreamError::Disconnected), "{err}");
+        ends_as(&mut ends, &Ending::Closed);
+    }
+}
+
+fn a_handler_that_panics_has_closed_all_the_same() {
+    let server = with_bye().start().unwrap();
+    for mut client in clients(&server) {
+        let err = client.call::<_, ()>("panic", &()).unwrap_err();
+        assert!(matches!(err, CallError::Panicked { .. }), "{err}");
+        is_over(&mut client);
+    }
+}
+
+fn tasks_put_off_run_although_the_connection_is_closed() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let definition = echo()
+        .keep_fd(&writer)
+        .handle("close", move |ctx, now: bool| {
+            let writer = writer.try_clone()?;
+            ctx.defer(move || writeln!(&writer, "done").unwrap());
+            match now {
+                true => ctx.close_now(),
+                false => ctx.close(),
+            }
+            Ok(())
+        });
+    let server = definition.start().unwrap();
+    drop(definition);
+    let mut lines = BufReader::new(reader).lines();
+    for now in [true, false] {
+        let result = server.connect().unwrap().call::<_, ()>("close", &now);
+        assert_eq!(result.is_err(), now);
+        assert_eq!(lines.next().unwrap().unwrap(), "done");
+    }
 }

@@ -57,7 +57,7 @@ impl Driver {
             only: port.bound.only.as_deref(),
         };
         let outcome = service.answer(context, &mut call, &scope);
-        let is_urgent = context.has_deferred();
+        let (is_urgent, close) = (context.has_deferred(), context.take_close());
         if let (Some(loan), Some(loans)) = (&self.loan, loans) {
             loans.reclaim(loan, session);
         }
@@ -67,6 +67,9 @@ impl Driver {
                 if is_urgent {
                     // What was put off until the answer has left comes before the next call.
                     session.hurry();
+                }
+                if let Some(close) = close {
+                    session.close(close);
                 }
                 self.tell_pressure(false);
             }
@@ -150,6 +153,9 @@ impl Driver {
         if context.has_deferred() {
             // As behind any answer.
             talk.hurry();
+        }
+        if let Some(close) = context.take_close() {
+            talk.close(close);
         }
         // What the handler could not send still waits.
         self.tell_pressure(false);

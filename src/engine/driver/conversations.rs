@@ -192,6 +192,10 @@ impl Driver {
         self.context = context;
         if let Some((input, output)) = parts {
             session.close_stream(input, output, answer);
+            let context = self.context.as_mut();
+            if let Some(close) = context.and_then(|context| context.take_close()) {
+                session.close(close);
+            }
         }
         self.tell_pressure(false);
         self.entry.undedicate();

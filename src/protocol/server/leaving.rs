@@ -5,6 +5,16 @@
 use super::{ServerSession, State};
 use crate::protocol::ending::Ending;
 use crate::protocol::message::{Call, Class, ErrorBody};
+use crate::protocol::outbox::Outbox;
+
+/// How a handler wants its connection closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// When the answers have left.
+    Gracefully,
+    /// Without a further byte.
+    Now,
+}
 
 impl ServerSession {
     /// Calls that have not been begun are refused from now on, because the server stops. The driver sees to it that the
@@ -21,6 +31,18 @@ impl ServerSession {
     /// Whether no further call is begun.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.is_some()
+    }
+
+    /// What the handler of the call that was answered last wants.
+    pub(crate) fn close(&mut self, close: Close) {
+        match close {
+            Close::Gracefully => self.leave(Ending::Closed),
+            Close::Now => {
+                *self.outbox = Outbox::new(self.limits.bounds());
+                self.has_left();
+                self.end(Ending::Closed);
+            }
+        }
     }
 
     /// As many calls as there may be have been begun.
