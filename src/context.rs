@@ -219,6 +219,8 @@ pub struct Context {
     session: HashMap<TypeId, Box<dyn Any + Send>>,
     deferred: Vec<Box<dyn FnOnce() + Send>>,
     close: Option<Close>,
+    /// Dropped when what has the connection for itself gives it back.
+    held: Option<Box<dyn Any + Send>>,
 }
 
 impl Context {
@@ -239,11 +241,17 @@ impl Context {
             session: HashMap::new(),
             deferred: Vec::new(),
             close: None,
+            held: None,
         }
     }
 
     pub(crate) fn begin_call(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
+    }
+
+    /// The handler may take until then.
+    pub(crate) fn limit_deadline(&mut self, at: Instant) {
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
     }
 
     /// Who connected.
@@ -261,7 +269,8 @@ impl Context {
         self.session_id
     }
 
-    /// When the caller stops waiting, if it said so.
+    /// When the caller stops waiting, if it said so, or the time is over that the handler
+    /// [may take](crate::Restrictions::deadline), if that is earlier.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -335,6 +344,16 @@ impl Context {
     pub fn close_now(&mut self) {
         self.close = Some(Close::Now);
         socket::shut_down(&*self.connection);
+    }
+
+    /// Keeps something until the conversation is over that is about to begin.
+    pub(crate) fn hold(&mut self, guard: Box<dyn Any + Send>) {
+        self.held = Some(guard);
+    }
+
+    /// The conversation is over.
+    pub(crate) fn let_go(&mut self) {
+        self.held = None;
     }
 
     pub(crate) fn take_close(&mut self) -> Option<Close> {

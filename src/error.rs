@@ -102,7 +102,8 @@ pub enum StartError {
         /// The name.
         name: String,
     },
-    /// A name that was given to [`Listener::only`](crate::Listener::only) has no handler.
+    /// A name that was given to [`Listener::only`](crate::Listener::only) or
+    /// [`Server::restrict`](crate::Server::restrict) has no handler.
     #[error("there is no handler for {name:?}")]
     NoSuchHandler {
         /// The name.
@@ -249,8 +250,17 @@ pub enum CallError {
     /// The server does as much as it may at a time, and has not begun this.
     #[error("the server is busy: {limit} is reached")]
     Busy {
-        /// The limit that is reached: a field of [`Limits`](crate::Limits), or what the system lacks.
+        /// The limit that is reached: a field of [`Limits`](crate::Limits), the handler's
+        /// [`max_concurrent`](crate::Restrictions::max_concurrent), or what the system lacks.
         limit: String,
+    },
+    /// The handler's [`Restrictions`](crate::Restrictions) forbid this call.
+    #[error("{name:?} refuses the call: {reason}")]
+    Refused {
+        /// What was called.
+        name: String,
+        /// Who may not call it, or which limit the arguments exceed.
+        reason: String,
     },
     /// Caller and handler do not agree on types.
     #[error("{what} do not have the expected types: {reason}")]
@@ -271,12 +281,13 @@ pub enum CallError {
     /// The handler ran, but its result cannot be sent.
     #[error("the result cannot be sent: {0}")]
     BadReply(String),
-    /// The client's timeout, or the one sent with the call, is over.
+    /// The client's timeout, the one sent with the call, or the [handler's](crate::Restrictions::deadline) is over.
     #[error("no answer within {after:?}")]
     TimedOut {
-        /// How long the client has waited.
+        /// How long the client has waited, or the handler may take.
         after: Duration,
-        /// `NotSent` if the server refused to begin so late, or nothing of the call had left.
+        /// `NotSent` if the server refused to begin so late, or nothing of the call had left; `Executed` if the handler
+        /// took too long.
         delivery: Delivery,
     },
     /// The server is stopping and has not begun the call.
@@ -324,6 +335,7 @@ impl CallError {
             CallError::UnknownName { .. }
             | CallError::WrongForm { .. }
             | CallError::Busy { .. }
+            | CallError::Refused { .. }
             | CallError::Encode(_)
             | CallError::TooLarge(_)
             | CallError::Stopping

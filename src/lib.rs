@@ -111,5 +111,5 @@ pub use protocol::ending::Ending;
 pub use protocol::frame::ProtocolError;
 pub use protocol::framing::{Found, Framing, FramingError, LengthPrefixed, Lines, Unframed};
 pub use server::Server;
-pub use service::Raw;
+pub use service::{Raw, Restrictions};
 pub use session::{EventHandler, Item, PostError, Session, SessionHandle};

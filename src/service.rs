@@ -4,13 +4,18 @@
 //! session never sees a panic.
 
 mod name;
+mod raw;
 mod requests;
+mod restrictions;
 mod strings;
 
+pub use self::raw::Raw;
 pub(crate) use self::requests::Requested;
+pub use self::restrictions::Restrictions;
 
 use self::name::{Name, NameHasher};
 use self::requests::MessageHandler;
+use self::restrictions::Ward;
 use crate::channel::Channel;
 use crate::context::Context;
 use crate::fault::Fault;
@@ -19,7 +24,7 @@ use crate::panics::{self, Panicked};
 use crate::passenger::MessageChannel;
 use crate::protocol::codec;
 use crate::protocol::frame::Outgoing;
-use crate::protocol::message::{Call, Class, EncodedValue, ErrorBody, write_reply};
+use crate::protocol::message::{Call, Class, ErrorBody, write_reply};
 use crate::session::EventHandler;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,88 +35,6 @@ use std::sync::Arc;
 
 /// The longest name that a call can carry.
 pub(crate) const MAX_NAME: usize = 255;
-
-/// An argument or a result as it travels, for a [`fallback`](crate::Server::fallback) that passes it on or decodes
-/// it itself.
-#[derive(Debug)]
-pub struct Raw {
-    value: RawValue,
-    limits: Limits,
-}
-
-#[derive(Debug)]
-enum RawValue {
-    Received(EncodedValue),
-    Written {
-        frame: Outgoing,
-        start: usize,
-        hash: u64,
-    },
-}
-
-impl Raw {
-    /// Encodes a value.
-    ///
-    /// # Errors
-    /// It has a form that cannot be sent.
-    pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Raw, Fault> {
-        let limits = Limits::default();
-        let (mut frame, _) = write_reply(0);
-        let start = frame.buf.len();
-        let hash = codec::encode(value, &mut frame, &limits).map_err(Fault::new)?;
-        Ok(Raw {
-            value: RawValue::Written { frame, start, hash },
-            limits,
-        })
-    }
-
-    /// Decodes the value.
-    ///
-    /// # Errors
-    /// It is not a `T`.
-    pub fn decode<T: DeserializeOwned>(self) -> Result<T, Fault> {
-        match self.value {
-            RawValue::Received(value) => codec::decode(value, &self.limits).map_err(Fault::new),
-            RawValue::Written { .. } => Err(Fault::new("only a received value can be decoded")),
-        }
-    }
-
-    fn received(value: EncodedValue, limits: Limits) -> Raw {
-        Raw {
-            value: RawValue::Received(value),
-            limits,
-        }
-    }
-
-    /// The reply to call `id` that carries the value on.
-    fn into_reply(self, id: u32) -> Outgoing {
-        let (mut reply, slot) = write_reply(id);
-        match self.value {
-            RawValue::Received(value) => {
-                match value.hash {
-                    Some(hash) => slot.fill(&mut reply, hash),
-                    None => slot.give_up(&mut reply),
-                }
-                let place = reply.buf.len();
-                reply.pieces.push((place, value.bytes));
-                reply.fds = value.fds.into_iter().map(Arc::new).collect();
-            }
-            RawValue::Written {
-                mut frame,
-                start,
-                hash,
-            } => {
-                slot.fill(&mut reply, hash);
-                let shift = reply.buf.len();
-                reply.buf.extend_from_slice(&frame.buf[start..]);
-                let moved = |(at, piece)| (at - start + shift, piece);
-                reply.pieces = frame.pieces.drain(..).map(moved).collect();
-                reply.fds = std::mem::take(&mut frame.fds);
-            }
-        }
-        reply
-    }
-}
 
 /// Why a call has no result, before it is put into words for the caller.
 enum Failure {
@@ -168,12 +91,23 @@ impl Scope<'_> {
 /// The handlers of a server. Cheap to clone: a definition and all servers started from it share them.
 #[derive(Clone, Default)]
 pub(crate) struct Service {
-    handlers: HashMap<Name, Entry, BuildHasherDefault<NameHasher>>,
+    handlers: HashMap<Name, Registered, BuildHasherDefault<NameHasher>>,
     /// Those that have a conversation in Passenger's format.
     messages: HashMap<String, Arc<MessageHandler>>,
     fallback: Option<Arc<Fallback>>,
+    /// By name; the last one holds.
+    restrictions: HashMap<String, Restrictions>,
+    /// The same, in a server that runs.
+    wards: HashMap<String, Arc<Ward>>,
     /// The first name that was given twice.
     duplicate: Option<String>,
+}
+
+#[derive(Clone)]
+struct Registered {
+    entry: Entry,
+    /// In a server that runs, if the handler is restricted.
+    ward: Option<Arc<Ward>>,
 }
 
 #[derive(Clone)]
@@ -247,13 +181,36 @@ impl Service {
     fn insert(&mut self, name: String, entry: Entry) {
         let is_taken = self.is_taken(&name);
         let known = Name(name.as_str().into());
-        if self.handlers.insert(known, entry).is_some() || is_taken {
+        let registered = Registered { entry, ward: None };
+        if self.handlers.insert(known, registered).is_some() || is_taken {
             self.duplicate.get_or_insert(name);
         }
     }
 
     pub(crate) fn set_fallback(&mut self, fallback: Arc<Fallback>) {
         self.fallback = Some(fallback);
+    }
+
+    pub(crate) fn restrict(&mut self, name: String, restrictions: Restrictions) {
+        self.restrictions.insert(name, restrictions);
+    }
+
+    /// Names with restrictions.
+    pub(crate) fn restricted(&self) -> impl Iterator<Item = &String> {
+        self.restrictions.keys()
+    }
+
+    /// The handlers for one server that runs: what is counted is counted there alone.
+    pub(crate) fn open(&self) -> Service {
+        let mut service = self.clone();
+        let wards = self.restrictions.iter();
+        let wards =
+            wards.map(|(name, restrictions)| (name.clone(), Arc::new(Ward::new(restrictions))));
+        service.wards = wards.collect();
+        for (Name(name), registered) in &mut service.handlers {
+            registered.ward = service.wards.get(&**name).map(Arc::clone);
+        }
+        service
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -280,11 +237,18 @@ impl Service {
     ) -> Outcome {
         let id = call.id;
         if call.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Outcome::Answer(ErrorBody::new(Class::TooLate, Vec::new()).write(id));
+            return Outcome::Answer(ErrorBody::too_late(None).write(id));
         }
         let known = self.handlers.get_key_value(call.name_bytes());
+        let mut pass = None;
         let (name, caught) = match known.filter(|(Name(name), _)| scope.admits(name)) {
-            Some((Name(name), entry)) => {
+            Some((Name(name), Registered { entry, ward })) => {
+                if let Some(ward) = ward {
+                    match ward.admit(name, context, call.arguments_len()) {
+                        Ok(admitted) => pass = Some(admitted),
+                        Err(body) => return Outcome::Answer(body.write(id)),
+                    }
+                }
                 let limits = scope.limits;
                 let caught = panics::catch(|| entry.dispatch(name, context, call, limits));
                 (Cow::Borrowed(&**name), caught)
@@ -295,13 +259,17 @@ impl Service {
                 (Cow::Owned(name), caught)
             }
         };
-        match caught {
+        let outcome = match caught {
             Ok(outcome) => outcome,
             Err(panicked) => {
                 let (session, control) = (Some(context.session_id()), context.control());
                 control.observer().panicked(session, &name, &panicked);
                 Outcome::Answer(ErrorBody::from(panicked).write(id))
             }
+        };
+        match pass {
+            None => outcome,
+            Some(pass) => pass.settle(outcome, id, context),
         }
     }
 

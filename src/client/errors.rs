@@ -52,9 +52,17 @@ pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>
         },
         Class::Stopping => CallError::Stopping,
         Class::Closing => CallError::Closing,
+        Class::TooLate if body.code != 0 => CallError::TimedOut {
+            after: Duration::from_millis(body.code.unsigned_abs().into()),
+            delivery: Delivery::Executed,
+        },
         Class::TooLate => CallError::TimedOut {
             after: timeout.unwrap_or_default(),
             delivery: Delivery::NotSent,
+        },
+        Class::Refused => CallError::Refused {
+            name: name.into(),
+            reason: texts.next().unwrap_or_default(),
         },
         Class::BadReply => CallError::BadReply(texts.next().unwrap_or_default()),
         Class::WrongForm => CallError::WrongForm {

@@ -263,6 +263,11 @@ impl Call {
         &self.content.bytes[..self.name_len]
     }
 
+    /// How many bytes the arguments have, as long as they have not been taken.
+    pub(crate) fn arguments_len(&self) -> usize {
+        self.content.bytes.len() - self.name_len
+    }
+
     /// The arguments, once; the name goes with them.
     #[inline]
     pub(crate) fn take_value(&mut self) -> EncodedValue {
@@ -313,7 +318,8 @@ pub(crate) enum Class {
     Panicked = 3,
     /// The server stops; the call has not been begun.
     Stopping = 4,
-    /// The caller's time was over before the call was begun.
+    /// The caller's time was over before the call was begun, or the handler's own, the code in milliseconds, before it
+    /// had an answer.
     TooLate = 5,
     /// The handler ran, but its answer cannot be sent. Texts: why.
     BadReply = 6,
@@ -325,6 +331,8 @@ pub(crate) enum Class {
     Busy = 9,
     /// This connection takes no further calls, others do; the call has not been begun.
     Closing = 10,
+    /// The handler's restrictions forbid the call, which has not been begun. Texts: why.
+    Refused = 11,
 }
 
 /// Any answer that is not a value.
@@ -353,6 +361,15 @@ impl ErrorBody {
     /// `limit` is reached.
     pub(crate) fn busy(limit: &str) -> ErrorBody {
         ErrorBody::new(Class::Busy, vec![limit.into()])
+    }
+
+    /// Somebody's time was over: the handler's, of that length, or the caller's.
+    pub(crate) fn too_late(handlers: Option<Duration>) -> ErrorBody {
+        let millis = |after: Duration| after.as_millis().clamp(1, i32::MAX as u128) as i32;
+        ErrorBody {
+            code: handlers.map_or(0, millis),
+            ..ErrorBody::new(Class::TooLate, Vec::new())
+        }
     }
 
     /// The name `is_stream`, and was used as if it were not, or the other way round.
@@ -397,6 +414,7 @@ impl ErrorBody {
             8 => Class::WrongForm,
             9 => Class::Busy,
             10 => Class::Closing,
+            11 => Class::Refused,
             _ => return Err(MALFORMED),
         };
         let code = payload.try_get_i32_le().map_err(|_| MALFORMED)?;

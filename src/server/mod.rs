@@ -8,6 +8,7 @@ mod launched;
 mod own_process;
 mod serve;
 mod setup;
+mod terms;
 
 use crate::address::Identity;
 use crate::child::Child;
@@ -15,7 +16,7 @@ use crate::context::Control;
 use crate::control::Failure;
 use crate::engine::Engine;
 use crate::error::Context as _;
-use crate::event::{Event, Observer};
+use crate::event::Observer;
 use crate::exit::Exit;
 use crate::listener::{self, Bound, Listener};
 use crate::password;
@@ -155,45 +156,6 @@ impl Server {
     }
 }
 
-/// How it serves.
-impl Server {
-    /// Where it listens, instead of the default: a private socket. Further calls add listeners, each with a
-    /// [name](Listener::name) of its own.
-    pub fn listen(mut self, listener: Listener) -> Server {
-        self.listeners.push(listener);
-        self
-    }
-
-    /// Which threads serve its clients. Default: [`Engine::Threaded`].
-    pub fn engine(mut self, engine: Engine) -> Server {
-        self.engine = engine;
-        self
-    }
-
-    /// Is told what happens, in the server, on the thread on which it happens: what is about one connection in order,
-    /// and never two at a time. Be quick: what is told waits, and with `Paused` and `Resumed` acceptance and
-    /// the server's end do. An observer that panics is not heard, and hurts nobody.
-    ///
-    /// ```
-    /// # use forkserver::{Event, Server};
-    /// let server = Server::new().observe(|event| {
-    ///     if let Event::Disconnected { session, reason, .. } = event {
-    ///         eprintln!("session {session}: {reason}");
-    ///     }
-    /// });
-    /// ```
-    pub fn observe(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Server {
-        self.observer.add(Arc::new(observer));
-        self
-    }
-
-    /// How much clients may take.
-    pub fn limits(mut self, limits: Limits) -> Server {
-        self.limits = Arc::new(limits);
-        self
-    }
-}
-
 /// Go.
 impl Server {
     /// Forks a server, and returns when clients can connect.
@@ -328,6 +290,13 @@ impl Server {
             if let Some(name) = listener.names().find(|name| !self.service.has(name)) {
                 return Err(StartError::NoSuchHandler { name: name.clone() });
             }
+        }
+        if let Some(name) = self
+            .service
+            .restricted()
+            .find(|name| !self.service.has(name))
+        {
+            return Err(StartError::NoSuchHandler { name: name.clone() });
         }
         for (fd, id) in &self.keep {
             if id.is_none() || fdtable::open_file(*fd) != *id {

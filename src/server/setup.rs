@@ -159,7 +159,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
     let port = |(index, bound)| Port::new(index, bound, &server.limits, &stop).map(Arc::new);
     let ports = bound.into_iter().enumerate().map(port);
     Ok(Site {
-        service: server.service.clone(),
+        service: server.service.open(),
         office: Office::new(control.clone()),
         limits: Arc::clone(&server.limits),
         control,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: as for calls, each request has exactly one outcome, whatever its handler does.
 
-use super::{Entry, Failure, Name, Run, Scope, Service, StreamTask, strings};
+use super::{Entry, Failure, Name, Registered, Run, Scope, Service, StreamTask, strings};
 use crate::context::Context;
 use crate::fault::Fault;
 use crate::panics;
@@ -47,6 +47,30 @@ impl Service {
         if !scope.admits(&text) {
             return Requested::Failed("unknown name".into());
         }
+        let Some(ward) = self.wards.get(&*text) else {
+            return self.answer_admitted(context, name, args, scope);
+        };
+        let len = args.iter().map(Vec::len).sum();
+        let pass = match ward.admit(&text, context, len) {
+            Ok(pass) => pass,
+            Err(body) => return Requested::Failed(body.texts.join(": ")),
+        };
+        match self.answer_admitted(context, name, args, scope) {
+            Requested::Answer(_) if pass.is_late() => Requested::Failed("it took too long".into()),
+            Requested::Task(task) => Requested::Task(pass.hand_on(task)),
+            requested => requested,
+        }
+    }
+
+    /// As [`Service::answer_request`], for a request that the handler's restrictions let through.
+    fn answer_admitted(
+        &self,
+        context: &mut Context,
+        name: &[u8],
+        args: Vec<Vec<u8>>,
+        scope: &Scope<'_>,
+    ) -> Requested {
+        let text = String::from_utf8_lossy(name);
         if let Some(handler) = std::str::from_utf8(name)
             .ok()
             .and_then(|name| self.messages.get(name))
@@ -58,7 +82,15 @@ impl Service {
                 run: Run::Messages(Box::new(run)),
             });
         }
-        let Some((Name(known), Entry::Call(handler))) = self.handlers.get_key_value(name) else {
+        let found = self.handlers.get_key_value(name);
+        let Some((
+            Name(known),
+            Registered {
+                entry: Entry::Call(handler),
+                ..
+            },
+        )) = found
+        else {
             return Requested::Failed("unknown name".into());
         };
         let called = panics::catch(|| {

@@ -49,6 +49,7 @@ const OF_THREADS: &[&str] = &[
     "death::a_spinning_handler_ends_with_the_grace",
     "lifecycle::a_call_in_progress_is_answered_before_the_stop",
     "lifecycle::calls_behind_it_are_told_that_the_server_stops",
+    "restrictions::as_many_calls_of_a_handler_run_as_the_limit_and_not_one_more",
     "signals::a_second_signal_ends_at_once",
     "signals::a_server_started_by_an_ending_server_is_not_ending",
     "signals::int_and_term_drain_and_then_kill",

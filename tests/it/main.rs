@@ -33,6 +33,7 @@ mod limits;
 mod listeners;
 mod passenger;
 mod processes;
+mod restrictions;
 mod sessions;
 mod signals;
 mod sockets;
@@ -65,6 +66,7 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         listeners::TESTS,
+        restrictions::TESTS,
         sessions::TESTS,
         signals::TESTS,
         sockets::TESTS,

@@ -192,9 +192,11 @@ impl Driver {
         self.context = context;
         if let Some((input, output)) = parts {
             session.close_stream(input, output, answer);
-            let context = self.context.as_mut();
-            if let Some(close) = context.and_then(|context| context.take_close()) {
-                session.close(close);
+            if let Some(context) = &mut self.context {
+                context.let_go();
+                if let Some(close) = context.take_close() {
+                    session.close(close);
+                }
             }
         }
         self.tell_pressure(false);

@@ -1,0 +1,57 @@
+//! The terms on which a server serves: where, by which threads, how much, and to whom.
+//!
+//! Invariant: as of any part of a definition, nothing happens before the start.
+
+use super::Server;
+use crate::Limits;
+use crate::engine::Engine;
+use crate::event::Event;
+use crate::listener::Listener;
+use crate::service::Restrictions;
+use std::sync::Arc;
+
+/// How it serves.
+impl Server {
+    /// Where it listens, instead of the default: a private socket. Further calls add listeners, each with a
+    /// [name](Listener::name) of its own.
+    pub fn listen(mut self, listener: Listener) -> Server {
+        self.listeners.push(listener);
+        self
+    }
+
+    /// Which threads serve its clients. Default: [`Engine::Threaded`].
+    pub fn engine(mut self, engine: Engine) -> Server {
+        self.engine = engine;
+        self
+    }
+
+    /// Is told what happens, in the server, on the thread on which it happens: what is about one connection in order,
+    /// and never two at a time. Be quick: what is told waits, and with `Paused` and `Resumed` acceptance and
+    /// the server's end do. An observer that panics is not heard, and hurts nobody.
+    ///
+    /// ```
+    /// # use forkserver::{Event, Server};
+    /// let server = Server::new().observe(|event| {
+    ///     if let Event::Disconnected { session, reason, .. } = event {
+    ///         eprintln!("session {session}: {reason}");
+    ///     }
+    /// });
+    /// ```
+    pub fn observe(mut self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Server {
+        self.observer.add(Arc::new(observer));
+        self
+    }
+
+    /// How much clients may take.
+    pub fn limits(mut self, limits: Limits) -> Server {
+        self.limits = Arc::new(limits);
+        self
+    }
+
+    /// Bounds the calls of one handler: how many at a time, how large, how long, and whose. A later call for the same
+    /// name replaces what an earlier one said. A name without a handler is an error at the start.
+    pub fn restrict(mut self, name: impl Into<String>, restrictions: Restrictions) -> Server {
+        self.service.restrict(name.into(), restrictions);
+        self
+    }
+}
