@@ -53,6 +53,7 @@ compile_error!(
 );
 
 mod address;
+mod arrival;
 mod bytes;
 mod channel;
 mod child;
@@ -84,6 +85,7 @@ pub mod spawn;
 mod sys;
 
 pub use address::Address;
+pub use arrival::Arrival;
 pub use bytes::Bytes;
 pub use channel::{Channel, End, ReceiveHalf, SendHalf, Served, StopToken};
 pub use client::{Client, Pending};

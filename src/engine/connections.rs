@@ -288,6 +288,24 @@ impl Entry {
         });
     }
 
+    /// The connection goes on over another socket.
+    pub(crate) fn replace_socket(&self, socket: &Arc<Socket>) {
+        let mut state = self.connections.lock();
+        let Some(live) = state.live.get_mut(&self.id) else {
+            return;
+        };
+        let former = std::mem::replace(&mut live.socket, Arc::clone(socket));
+        // What was done to the other one.
+        match live.crowded_out {
+            true => socket::shut_down(&**socket),
+            false if self.is_draining() => socket::shut_down_reading(&**socket),
+            false => {}
+        }
+        // It may linger, and nobody else must wait with us.
+        drop(state);
+        drop(former);
+    }
+
     /// The connection is the owner's, and has not to hurry.
     pub(crate) fn is_no_stranger(&self) {
         self.connections.lock().strangers.remove(&self.id);

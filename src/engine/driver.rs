@@ -111,10 +111,14 @@ impl Driver {
         if let Talk::Native { session, .. } = &mut self.talk {
             session.has_time();
         }
-        // It did not come from the listener, which says so.
+        self.has_another_socket();
+        self.entry.is_no_stranger();
+    }
+
+    /// The socket did not come from the listener, whose sockets refuse descriptors.
+    pub(super) fn has_another_socket(&mut self) {
         self.refuses_rights = false;
         self.socket().set_may_hold_rights(true);
-        self.entry.is_no_stranger();
     }
 
     pub(super) fn id(&self) -> u64 {

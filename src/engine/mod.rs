@@ -17,6 +17,7 @@ mod threads;
 
 use self::evented::Evented;
 use self::threaded::Threaded;
+use crate::arrival::Admit;
 use crate::channel::StopToken;
 use crate::context::Control;
 use crate::limits::Limits;
@@ -50,6 +51,8 @@ pub(crate) struct Site {
     pub(crate) limits: Arc<Limits>,
     pub(crate) control: Control,
     pub(crate) ports: Vec<Arc<Port>>,
+    /// Asked, in order, about whoever comes through a listener.
+    pub(crate) admit: Vec<Admit>,
     /// Told to all streams when the server stops.
     pub(crate) stop: StopToken,
     /// Where the engine learns of events that were posted.

@@ -6,6 +6,7 @@
 use super::connections::{Connections, Entry};
 use super::driver::Driver;
 use super::{Port, Site, has_come};
+use crate::arrival::Arrival;
 use crate::connection::Connection;
 use crate::context::{Control, Peer};
 use crate::event::{Event, PauseReason};
@@ -162,28 +163,55 @@ impl Reception {
             return Ok(None);
         }
         let socket = Arc::new(Socket::from(socket));
-        match self.connections.enter(&socket, port, came, peer) {
-            Some(entry) => match (&port.bound.wire, came) {
-                (Wire::Raw(acceptor), true) => {
-                    self.give_away(acceptor, &socket, entry)?;
-                    Ok(None)
-                }
-                (Wire::Records(records), true) => {
-                    let mut driver = Driver::new(Arc::clone(&self.site), socket, entry, false);
-                    Ok(driver.begin_records(records).then_some(driver))
-                }
-                _ => Ok(Some(Driver::new(
-                    Arc::clone(&self.site),
-                    socket,
-                    entry,
-                    !came,
-                ))),
+        let Some(mut entry) = self.connections.enter(&socket, port, came, peer) else {
+            self.turn_away(port, socket, Denied::Stopping);
+            return Ok(None);
+        };
+        let is_asked = came && !self.site.admit.is_empty();
+        let (socket, is_replaced) = match is_asked {
+            false => (socket, false),
+            true => match self.ask(&mut entry, socket) {
+                Some(arrival) => (arrival.socket(), arrival.is_replaced()),
+                None => return Ok(None),
             },
-            None => {
-                self.turn_away(port, socket, Denied::Stopping);
-                Ok(None)
-            }
+        };
+        if let (Wire::Raw(acceptor), true) = (&port.bound.wire, came) {
+            self.give_away(acceptor, &socket, entry)?;
+            return Ok(None);
         }
+        let mut driver = Driver::new(Arc::clone(&self.site), socket, entry, !came);
+        if is_replaced {
+            driver.has_another_socket();
+        }
+        Ok(match (&port.bound.wire, came) {
+            (Wire::Records(records), true) => driver.begin_records(records).then_some(driver),
+            _ => Some(driver),
+        })
+    }
+
+    /// Asks the hooks about a connection. `None`: one refuses it.
+    fn ask(&self, entry: &mut Entry, socket: Arc<Socket>) -> Option<Arrival> {
+        let control = &self.site.control;
+        let listener = Arc::clone(&entry.port.bound.name);
+        let mut arrival = Arrival::new(control.clone(), listener, entry.peer, socket);
+        for hook in &self.site.admit {
+            let reason = match panics::catch(|| hook(&mut arrival)) {
+                Ok(Ok(())) => continue,
+                Ok(Err(fault)) => fault.text(),
+                Err(panicked) => {
+                    control.observer().panicked(None, "admit", &panicked);
+                    format!("panicked at {}: {}", panicked.location, panicked.message)
+                }
+            };
+            entry.ending = Ending::Rejected(reason);
+            // Somebody else may have it, too.
+            arrival.shut_down();
+            return None;
+        }
+        if arrival.is_replaced() {
+            entry.replace_socket(&arrival.socket());
+        }
+        Some(arrival)
     }
 
     /// Gives a connection to whoever takes them all from this listener.

@@ -14,6 +14,9 @@ pub enum Ending {
     /// Its user may not connect here.
     #[error("the user may not connect")]
     NotAdmitted,
+    /// A hook refused it, and said this: [`Server::admit`](crate::Server::admit).
+    #[error("{0}")]
+    Rejected(String),
     /// A wrong password, another version, or no hello at all.
     #[error("no valid hello")]
     Denied,

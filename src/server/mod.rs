@@ -11,6 +11,7 @@ mod setup;
 mod terms;
 
 use crate::address::Identity;
+use crate::arrival::Admit;
 use crate::child::Child;
 use crate::context::Control;
 use crate::control::Failure;
@@ -76,6 +77,7 @@ pub struct Server {
     initialize: Vec<Hook<Result<StateBox, Fault>>>,
     finalize: Vec<Hook<()>>,
     signals: Vec<(Signal, Hook<()>)>,
+    admit: Vec<Admit>,
     observer: Observer,
     become_user: Option<(u32, u32)>,
     directory: Option<PathBuf>,
@@ -100,6 +102,7 @@ impl Default for Server {
             initialize: Vec::new(),
             finalize: Vec::new(),
             signals: Vec::new(),
+            admit: Vec::new(),
             observer: Observer::default(),
             become_user: None,
             directory: None,

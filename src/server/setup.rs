@@ -164,6 +164,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
         limits: Arc::clone(&server.limits),
         control,
         ports: ports.collect::<io::Result<_>>()?,
+        admit: server.admit.clone(),
         stop,
         grace: server.grace,
     })

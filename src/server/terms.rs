@@ -3,11 +3,12 @@
 //! Invariant: as of any part of a definition, nothing happens before the start.
 
 use super::Server;
-use crate::Limits;
+use crate::arrival::Arrival;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::listener::Listener;
 use crate::service::Restrictions;
+use crate::{Fault, Limits};
 use std::sync::Arc;
 
 /// How it serves.
@@ -45,6 +46,30 @@ impl Server {
     /// How much clients may take.
     pub fn limits(mut self, limits: Limits) -> Server {
         self.limits = Arc::new(limits);
+        self
+    }
+
+    /// Asks `hook` about each connection that came through a listener, before anything is read from it, and of which the
+    /// listener's users have been looked at already. An error refuses it: the client sees the end of the connection,
+    /// observers [`Event::Refused`] with [`Ending::Rejected`](crate::Ending::Rejected). A panic is a refusal and
+    /// [`Event::Panicked`]. The hook may put another socket in the connection's place: [`Arrival::replace`]. Several
+    /// hooks are asked in the order in which they were given, up to the first that refuses.
+    ///
+    /// It runs on the thread that accepts: be quick, or nobody is accepted meanwhile. Connections that an owner makes by
+    /// [`ServerHandle::connect`](crate::ServerHandle::connect) are not asked about.
+    ///
+    /// ```
+    /// # use forkserver::{Fault, Server};
+    /// let server = Server::new().admit(|arrival| match arrival.peer().uid {
+    ///     0 => Err(Fault::new("root has nothing to do here")),
+    ///     _ => Ok(()),
+    /// });
+    /// ```
+    pub fn admit(
+        mut self,
+        hook: impl Fn(&mut Arrival) -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Server {
+        self.admit.push(Arc::new(hook));
         self
     }
 

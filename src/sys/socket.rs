@@ -204,6 +204,12 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> io::Result<Credentials> {
     })
 }
 
+/// Whether it is a Unix stream socket that is, or was, connected.
+pub(crate) fn is_connected_stream(socket: &impl AsFd) -> bool {
+    let is_stream = socket::getsockopt(&socket.as_fd(), sockopt::SockType) == Ok(SockType::Stream);
+    is_stream && socket::getpeername::<UnixAddr>(socket.as_fd().as_raw_fd()).is_ok()
+}
+
 /// The process at the other end, where the kernel can name it (since Linux 6.5).
 pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<Option<PidFd>> {
     match socket::getsockopt(&socket.as_fd(), sockopt::PeerPidfd) {

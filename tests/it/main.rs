@@ -13,6 +13,7 @@
 
 mod abstract_server;
 mod abuse;
+mod admit;
 mod auth;
 mod batches;
 mod calls;
@@ -53,6 +54,7 @@ fn main() {
     let with_both_engines = [
         abstract_server::TESTS,
         abuse::TESTS,
+        admit::TESTS,
         auth::TESTS,
         batches::TESTS,
         calls::TESTS,

@@ -34,6 +34,7 @@ const FLOORS: [&[&str]; 6] = [
         "gate",
         "context",
         "address",
+        "arrival",
         "panics",
         "event",
         "passenger",
