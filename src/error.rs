@@ -294,7 +294,8 @@ pub enum CallError {
     #[error("the server is stopping")]
     Stopping,
     /// The server is closing this connection, has not begun the call, and may serve it on another one:
-    /// [`Limits::max_calls`](crate::Limits::max_calls), [`Context::close`](crate::Context::close).
+    /// [`Limits::max_calls`](crate::Limits::max_calls), [`Context::close`](crate::Context::close),
+    /// [`Server::close_on_error`](crate::Server::close_on_error).
     #[error("the server takes no further calls on this connection")]
     Closing,
     /// The server refuses the connection: wrong password, or another version.

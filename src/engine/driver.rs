@@ -85,10 +85,14 @@ impl Driver {
                 Talk::Passenger(Box::new(PassengerSession::new(password, limits, now)))
             }
             // What speaks another protocol begins behind this: see `begin_records`.
-            _ => Talk::Native {
-                session: ServerSession::new(password, limits, now),
-                stream: None,
-            },
+            _ => {
+                let mut session = ServerSession::new(password, limits, now);
+                session.close_on_error(site.close_on_error);
+                Talk::Native {
+                    session,
+                    stream: None,
+                }
+            }
         };
         let refuses_rights = port.bound.refuses_rights();
         socket.set_may_hold_rights(!refuses_rights);

@@ -53,6 +53,8 @@ pub(crate) struct Site {
     pub(crate) ports: Vec<Arc<Port>>,
     /// Asked, in order, about whoever comes through a listener.
     pub(crate) admit: Vec<Admit>,
+    /// A call that is answered with an error is its connection's last.
+    pub(crate) close_on_error: bool,
     /// Told to all streams when the server stops.
     pub(crate) stop: StopToken,
     /// Where the engine learns of events that were posted.

@@ -41,6 +41,9 @@ pub enum Ending {
     /// A handler closed it: [`Context::close`](crate::Context::close), [`Context::close_now`](crate::Context::close_now).
     #[error("a handler closed the connection")]
     Closed,
+    /// A call was answered with an error, and [`Server::close_on_error`](crate::Server::close_on_error) was asked for.
+    #[error("a call failed")]
+    CallFailed,
     /// The client broke a rule of the protocol, or a limit.
     #[error("{0}")]
     Protocol(ProtocolError),

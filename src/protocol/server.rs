@@ -61,6 +61,8 @@ pub(crate) struct ServerSession {
     leaving: Option<Ending>,
     /// The driver shall end the input.
     is_to_stop_reading: bool,
+    /// A call that is answered with an error is the last.
+    closes_on_error: bool,
     /// Calls that were begun.
     calls: u64,
     /// Answers that are queued and have not left.
@@ -92,6 +94,7 @@ impl ServerSession {
             holds_welcome: false,
             leaving: None,
             is_to_stop_reading: false,
+            closes_on_error: false,
             calls: 0,
             held: 0,
             is_pressed: false,
@@ -144,6 +147,7 @@ impl ServerSession {
             return;
         };
         self.held += 1;
+        let has_failed = self.closes_on_error && answer.is_error();
         // Descriptors need a write of their own, and shall not stay open for longer than need be.
         self.is_urgent |= !answer.fds.is_empty();
         if let Err(err) = self.outbox.send(answer) {
@@ -160,6 +164,7 @@ impl ServerSession {
         self.phase = Phase::Idle;
         self.deadline = None;
         self.leave_at_limit();
+        self.leave_if(has_failed, Ending::CallFailed);
     }
 
     /// The id of the call that is being answered, 0 if none is.

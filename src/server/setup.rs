@@ -165,6 +165,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
         control,
         ports: ports.collect::<io::Result<_>>()?,
         admit: server.admit.clone(),
+        close_on_error: server.close_on_error,
         stop,
         grace: server.grace,
     })

@@ -73,6 +73,20 @@ impl Server {
         self
     }
 
+    /// Whether a connection is closed when one of its calls has been answered with an error: an unknown name, arguments of
+    /// other types, a fault, a panic, a limit. The answers leave, and calls that were sent behind it are refused as
+    /// [`CallError::Closing`](crate::CallError::Closing): so a batch of calls stops at its first failure. Default:
+    /// `false`, the connection goes on.
+    ///
+    /// ```
+    /// # use forkserver::Server;
+    /// let server = Server::new().handle("step", |_, number: u8| Ok(10_u8.checked_sub(number))).close_on_error(true);
+    /// ```
+    pub fn close_on_error(mut self, close: bool) -> Server {
+        self.close_on_error = close;
+        self
+    }
+
     /// Bounds the calls of one handler: how many at a time, how large, how long, and whose. A later call for the same
     /// name replaces what an earlier one said. A name without a handler is an error at the start.
     pub fn restrict(mut self, name: impl Into<String>, restrictions: Restrictions) -> Server {

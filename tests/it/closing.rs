@@ -2,8 +2,8 @@
 
 use crate::hostile::{Raw, call_frame, frame, hello_frame};
 use forkserver::{
-    Bytes, CallError, Channel, Client, Delivery, Ending, Event, Limits, Server, ServerHandle,
-    StreamError,
+    Bytes, CallError, Channel, Client, Delivery, Ending, Event, Fault, Limits, Server,
+    ServerHandle, StreamError,
 };
 use std::io::{BufRead, BufReader, Lines, PipeReader, Write};
 
@@ -18,6 +18,9 @@ crate::tests![
     a_handler_closes_the_connection_without_an_answer,
     a_streams_handler_closes_the_connection,
     a_handler_that_panics_has_closed_all_the_same,
+    any_error_closes_the_connection_if_that_is_wanted,
+    errors_keep_the_connection_otherwise,
+    a_failed_call_ends_a_batch,
     tasks_put_off_run_although_the_connection_is_closed,
 ];
 
@@ -275,4 +278,68 @@ fn tasks_put_off_run_although_the_connection_is_closed() {
         assert_eq!(result.is_err(), now);
         assert_eq!(lines.next().unwrap().unwrap(), "done");
     }
+}
+
+fn failing() -> Server {
+    echo()
+        .handle("fault", |_, (): ()| Err::<(), _>(Fault::new("no")))
+        .handle("panic", |_, (): ()| -> Result<(), _> { panic!("as asked") })
+        .handle_stream("bad", |_, (): (), _: Channel| Err(Fault::new("no")))
+}
+
+/// Makes each mistake there is, on a client of its own.
+fn mistakes(mut client: impl FnMut() -> Client, mut then: impl FnMut(Client)) {
+    let mut fails = |name: &str, args: u8| {
+        let mut client = client();
+        let err = match args {
+            0 => client.call::<_, ()>(name, &()).unwrap_err(),
+            _ => client.call::<_, ()>(name, &args).unwrap_err(),
+        };
+        then(client);
+        err
+    };
+    assert!(matches!(fails("fault", 0), CallError::Fault(_)));
+    assert!(matches!(fails("panic", 0), CallError::Panicked { .. }));
+    assert!(matches!(fails("nothing", 0), CallError::UnknownName { .. }));
+    assert!(matches!(fails("echo", 1), CallError::TypeMismatch { .. }));
+    assert!(matches!(fails("upper", 0), CallError::WrongForm { .. }));
+    let mut channel = client().open("bad", &()).unwrap();
+    let err = channel.recv::<String>().unwrap_err();
+    assert!(matches!(err, StreamError::Fault(_)), "{err}");
+}
+
+fn any_error_closes_the_connection_if_that_is_wanted() {
+    let (definition, mut ends) = told(failing().close_on_error(true));
+    let server = definition.start().unwrap();
+    let client = || {
+        let mut client = Client::connect(server.address()).unwrap();
+        (0..3).for_each(|_| echoes(&mut client));
+        client
+    };
+    mistakes(client, |mut client| is_over(&mut client));
+    for _ in 0..6 {
+        ends_as(&mut ends, &Ending::CallFailed);
+    }
+}
+
+fn errors_keep_the_connection_otherwise() {
+    let server = failing().close_on_error(true).close_on_error(false).start();
+    let server = server.unwrap();
+    mistakes(
+        || Client::connect(server.address()).unwrap(),
+        |mut client| echoes(&mut client),
+    );
+}
+
+fn a_failed_call_ends_a_batch() {
+    let server = failing().close_on_error(true).start().unwrap();
+    let mut client = server.connect().unwrap();
+    let first = client.begin::<_, String>("echo", "x").unwrap();
+    let second = client.begin::<_, ()>("fault", &()).unwrap();
+    let third = client.begin::<_, String>("echo", "x").unwrap();
+    assert_eq!(client.finish(first).unwrap(), "x");
+    let err = client.finish(second).unwrap_err();
+    assert!(matches!(err, CallError::Fault(_)), "{err}");
+    let err = client.finish(third).unwrap_err();
+    assert!(matches!(err, CallError::Closing), "{err}");
 }

@@ -23,6 +23,11 @@ impl ServerSession {
         self.leaving.get_or_insert(Ending::Stopping);
     }
 
+    /// A call that is answered with an error is the last.
+    pub(crate) fn close_on_error(&mut self, close: bool) {
+        self.closes_on_error = close;
+    }
+
     /// Whether the driver shall end the input now, as for a drain. Said once.
     pub(crate) fn stops_reading(&mut self) -> bool {
         std::mem::take(&mut self.is_to_stop_reading)
@@ -36,7 +41,7 @@ impl ServerSession {
     /// What the handler of the call that was answered last wants.
     pub(crate) fn close(&mut self, close: Close) {
         match close {
-            Close::Gracefully => self.leave(Ending::Closed),
+            Close::Gracefully => self.leave_if(true, Ending::Closed),
             Close::Now => {
                 *self.outbox = Outbox::new(self.limits.bounds());
                 self.has_left();
@@ -47,13 +52,12 @@ impl ServerSession {
 
     /// As many calls as there may be have been begun.
     pub(super) fn leave_at_limit(&mut self) {
-        if self.limits.max_calls.is_some_and(|most| self.calls >= most) {
-            self.leave(Ending::CallLimit);
-        }
+        let is_reached = self.limits.max_calls.is_some_and(|most| self.calls >= most);
+        self.leave_if(is_reached, Ending::CallLimit);
     }
 
-    fn leave(&mut self, ending: Ending) {
-        if self.state == State::Ready && self.leaving.is_none() {
+    pub(super) fn leave_if(&mut self, reason: bool, ending: Ending) {
+        if reason && self.state == State::Ready && self.leaving.is_none() {
             self.leaving = Some(ending);
             self.is_to_stop_reading = true;
         }
