@@ -129,6 +129,22 @@ pub enum StartError {
         /// Its number.
         fd: i32,
     },
+    /// A descriptor that the service manager handed in is of no use: [`Listener::activated`](crate::Listener::activated).
+    #[error("descriptor {fd}, which was handed in, cannot be listened on: {reason}")]
+    NotAListener {
+        /// Its number.
+        fd: i32,
+        /// Why.
+        reason: &'static str,
+    },
+    /// An environment variable that the service manager has set is of no use.
+    #[error("the environment variable {name} is malformed: {value:?}")]
+    BadVariable {
+        /// Its name.
+        name: &'static str,
+        /// What it is.
+        value: String,
+    },
     /// A hook of the definition failed.
     #[error("{hook} failed: {message}")]
     Hook {

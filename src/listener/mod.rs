@@ -3,6 +3,7 @@
 //! Invariant: whether a server is alive at a path is told by a lock that it holds, never by trying to connect; no
 //! file is removed but a socket of ours whose server is dead. Everything is refused before anything is changed.
 
+mod activated;
 mod bound;
 mod footprint;
 mod lock;

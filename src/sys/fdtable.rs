@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Poisons every descriptor but 0, 1, 2 and those in `keep`. `open` are all that can be open, if that is known.
 pub(crate) fn poison_except(keep: &[RawFd], open: Option<Vec<RawFd>>) -> io::Result<()> {
@@ -128,6 +128,16 @@ pub(crate) fn is_inheritable(fd: RawFd) -> bool {
     // SAFETY: fcntl without an argument on any number; it is an error if that is not open.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// Takes a descriptor that this program was started with and that nobody has taken yet, and keeps it from programs that
+/// this one executes. `None`: it is not open.
+pub(crate) fn take_inherited(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl with a number on any number; it is an error if that is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).ok()?;
+    // SAFETY: it is open, and was handed to this program by whoever started it: no object of ours stands for it, and the
+    // caller takes it once.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn is_open(fd: RawFd) -> bool {

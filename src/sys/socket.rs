@@ -210,6 +210,19 @@ pub(crate) fn is_connected_stream(socket: &impl AsFd) -> bool {
     is_stream && socket::getpeername::<UnixAddr>(socket.as_fd().as_raw_fd()).is_ok()
 }
 
+/// Why it cannot be listened on at a path. `None`: it can.
+pub(crate) fn why_no_listener(socket: &impl AsFd) -> Option<&'static str> {
+    let name = socket::getsockname::<UnixAddr>(socket.as_fd().as_raw_fd());
+    let is_stream = socket::getsockopt(&socket.as_fd(), sockopt::SockType) == Ok(SockType::Stream);
+    match name {
+        Ok(_) if !is_stream => Some("it is no stream socket"),
+        Ok(_) if is_connected_stream(socket) => Some("it is connected"),
+        Ok(name) if name.path().is_none() => Some("it is not bound to a path"),
+        Ok(_) => None,
+        Err(_) => Some("it is no Unix socket"),
+    }
+}
+
 /// The process at the other end, where the kernel can name it (since Linux 6.5).
 pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<Option<PidFd>> {
     match socket::getsockopt(&socket.as_fd(), sockopt::PeerPidfd) {

@@ -13,6 +13,7 @@
 
 mod abstract_server;
 mod abuse;
+mod activated;
 mod admit;
 mod auth;
 mod batches;
@@ -50,6 +51,7 @@ fn server() -> forkserver::Server {
 
 fn main() {
     let spawner: &dyn forkserver::AnyEntry = &forkserver::spawn::SPAWNER;
+    activated::run_if_activated();
     forkserver::init(&[entries::ALL, jobs::ALL, &[spawner]].concat());
     let with_both_engines = [
         abstract_server::TESTS,
@@ -75,6 +77,7 @@ fn main() {
         streams::TESTS,
     ];
     let with_one = [
+        activated::TESTS,
         engine::TESTS,
         entries::TESTS,
         examples::TESTS,
