@@ -33,6 +33,10 @@
 //! * [`Context`] is what a handler knows besides its arguments; [`Control`] is the server as seen from inside.
 //! * Errors come in one enum for each phase; [`CallError::delivery`] tells whether a call may be repeated.
 //!
+//! # Features
+//!
+//! `tracing`, off by default: `Server::traced` tells what happens as spans and events of the crate of that name.
+//!
 //! # Limitations
 //!
 //! * Linux 5.10 or newer.

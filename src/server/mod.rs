@@ -9,6 +9,8 @@ mod own_process;
 mod serve;
 mod setup;
 mod terms;
+#[cfg(feature = "tracing")]
+mod traced;
 
 use crate::address::Identity;
 use crate::arrival::Admit;

@@ -42,6 +42,8 @@ mod sockets;
 mod spawning;
 mod streams;
 mod tidy;
+#[cfg(feature = "tracing")]
+mod traced;
 mod types;
 
 /// A definition to begin with, whose engine is the one that the test is run with.
@@ -75,6 +77,8 @@ fn main() {
         signals::TESTS,
         sockets::TESTS,
         streams::TESTS,
+        #[cfg(feature = "tracing")]
+        traced::TESTS,
     ];
     let with_one = [
         activated::TESTS,

@@ -251,6 +251,7 @@ fn some_crates_are_known_to_one_module() {
         ("signal_hook::", "src/sys/signal.rs"),
         ("strsim::", "src/service.rs"),
         ("nix::", "src/sys/"),
+        ("tracing::", "src/server/traced.rs"),
     ];
     for source in sources().iter().filter(|source| source.module != "lib") {
         for (name, place) in known {
