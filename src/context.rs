@@ -2,19 +2,19 @@
 //!
 //! Invariant: a handler reaches its server through this value alone.
 
-use crate::Address;
 use crate::event::Observer;
 use crate::gate::{Gate, Status};
 use crate::protocol::server::Close;
 use crate::sys::linger::Socket;
 use crate::sys::poll::{self, Waker};
 use crate::sys::socket::{self, Credentials};
+use crate::{Address, Password};
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// The client of a connection, as the kernel saw it when it connected.
@@ -46,8 +46,10 @@ pub struct Control(Arc<ControlState>);
 
 #[derive(Debug)]
 struct ControlState {
-    /// By listener.
+    /// By listener, as it was at the start.
     addresses: Vec<(Arc<str>, Address)>,
+    /// By listener, as it is now.
+    passwords: Vec<Mutex<Arc<Password>>>,
     states: OnceLock<States>,
     gate: Gate,
     observer: Observer,
@@ -64,7 +66,9 @@ impl Control {
         observer: Observer,
     ) -> io::Result<Control> {
         let (stop, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
+        let password = |(_, address): &(_, Address)| Mutex::new(Arc::new(address.password.clone()));
         Ok(Control(Arc::new(ControlState {
+            passwords: addresses.iter().map(password).collect(),
             addresses,
             states: OnceLock::new(),
             gate,
@@ -135,24 +139,56 @@ impl Control {
         known
     }
 
+    /// Gives a listener another password, which all clients need that it accepts from now on; sessions go on, and an
+    /// owner's [`connect`](crate::ServerHandle::connect) works as before. The owner's handle does not learn of it: see
+    /// [`ServerHandle::rotate_password`](crate::ServerHandle::rotate_password). `false`: there is no listener of that
+    /// name.
+    pub fn rotate_password(&self, listener: &str, password: Password) -> bool {
+        let index = self.index_of(listener);
+        if let Some(index) = index {
+            *self.lock_password(index) = Arc::new(password);
+        }
+        index.is_some()
+    }
+
     /// Where clients find this server: its first listener.
-    pub fn address(&self) -> &Address {
-        &self.0.addresses[0].1
+    pub fn address(&self) -> Address {
+        self.address_at(0)
     }
 
     /// Where clients find a listener of that name.
-    pub fn address_of(&self, listener: &str) -> Option<&Address> {
-        let found = self
-            .0
-            .addresses
-            .iter()
-            .find(|(name, _)| **name == *listener);
-        found.map(|(_, address)| address)
+    pub fn address_of(&self, listener: &str) -> Option<Address> {
+        self.index_of(listener).map(|index| self.address_at(index))
     }
 
-    /// Where clients find each listener.
+    /// Where clients found each listener at the start, as far as its owner knows.
     pub(crate) fn addresses(&self) -> &[(Arc<str>, Address)] {
         &self.0.addresses
+    }
+
+    /// What clients of a listener need now.
+    pub(crate) fn password(&self, listener: usize) -> Arc<Password> {
+        Arc::clone(&self.lock_password(listener))
+    }
+
+    fn index_of(&self, listener: &str) -> Option<usize> {
+        let mut names = self.0.addresses.iter().map(|(name, _)| name);
+        names.position(|name| **name == *listener)
+    }
+
+    fn address_at(&self, listener: usize) -> Address {
+        let (_, address) = &self.0.addresses[listener];
+        Address {
+            path: address.path.clone(),
+            password: (*self.password(listener)).clone(),
+            identity: address.identity,
+        }
+    }
+
+    fn lock_password(&self, listener: usize) -> MutexGuard<'_, Arc<Password>> {
+        self.0.passwords[listener]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an [`initialize`](crate::Server::initialize) hook returned: `None` if no hook returned a `T`, or the

@@ -8,6 +8,7 @@ use crate::descriptor::Descriptor;
 use crate::gate::Status;
 use crate::limits::{Bounds, Limits, MAX_FDS};
 use crate::listener::FootprintParts;
+use crate::password::Secret;
 use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
 use crate::protocol::inbox::Inbox;
@@ -41,6 +42,7 @@ pub(crate) enum Request {
     Resume,
     StopListener(String),
     StartListener(String),
+    RotatePassword(String, Secret),
 }
 
 /// What a server says to its owner.

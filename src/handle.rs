@@ -7,8 +7,9 @@ use crate::child::Child;
 use crate::control::{Order, Refusal, Report, Request};
 use crate::exit::Exit;
 use crate::listener::Footprints;
+use crate::password::Secret;
 use crate::sys::{process, socket};
-use crate::{Address, Client, ConnectError, ControlError, Fd, Status, StopError};
+use crate::{Address, Client, ConnectError, ControlError, Fd, Password, Status, StopError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +27,8 @@ pub struct ServerHandle {
     child: Option<Child>,
     /// By listener; there is at least one.
     addresses: Vec<(String, Address)>,
+    /// What the owner's own connections say: the first listener's password at the start.
+    password: Password,
     footprints: Footprints,
     grace: Duration,
     generation: u32,
@@ -42,6 +45,7 @@ impl ServerHandle {
     ) -> ServerHandle {
         ServerHandle {
             child: Some(child),
+            password: addresses[0].1.password.clone(),
             addresses,
             footprints,
             grace,
@@ -88,7 +92,7 @@ impl ServerHandle {
             .control
             .send(&order, Some(Instant::now() + PATIENCE))
         {
-            Ok(()) => Ok(Client::over(ours, self.address().password.clone())),
+            Ok(()) => Ok(Client::over(ours, self.password.clone())),
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
                 path: self.address().path.clone(),
             }),
@@ -153,6 +157,36 @@ impl ServerHandle {
     /// As [`ServerHandle::stop_listener`], and [`ControlError::NotStarted`].
     pub fn start_listener(&self, name: &str) -> Result<(), ControlError> {
         self.ask(Request::StartListener(name.into())).map(drop)
+    }
+
+    /// Gives a listener another password, which all clients need that it accepts from now on, those who wait in its
+    /// backlog among them; sessions go on, and [`ServerHandle::connect`] works as before. Returns when the server has
+    /// confirmed: from then on [`ServerHandle::address_of`] has the new password. Addresses that were saved or handed
+    /// on are of no use any more; other owners have to be told.
+    ///
+    /// ```no_run
+    /// # use forkserver::{Password, Server};
+    /// # fn main() -> forkserver::Result<()> {
+    /// let mut server = Server::new().start()?;
+    /// server.rotate_password("default", Password::generate()?)?;
+    /// server.address().save("/run/user/1000/greeter.address")?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ServerHandle::stop_listener`]. Unless there is no such listener, nobody knows then which password holds.
+    pub fn rotate_password(
+        &mut self,
+        listener: &str,
+        password: Password,
+    ) -> Result<(), ControlError> {
+        let secret = Secret(password.clone());
+        self.ask(Request::RotatePassword(listener.into(), secret))?;
+        let mut addresses = self.addresses.iter_mut();
+        if let Some((_, address)) = addresses.find(|(name, _)| name == listener) {
+            address.password = password;
+        }
+        Ok(())
     }
 
     fn ask(&self, request: Request) -> Result<Status, ControlError> {

@@ -4,6 +4,7 @@
 
 use rand::TryRng;
 use rand::rngs::SysRng;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -79,6 +80,25 @@ impl fmt::Debug for Password {
 pub struct PasswordError {
     /// How many bytes were given.
     pub length: usize,
+}
+
+/// A password on its way from an owner to its server. Users send theirs as bytes, and knowingly.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+pub(crate) struct Secret(pub(crate) Password);
+
+impl TryFrom<Vec<u8>> for Secret {
+    type Error = PasswordError;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Secret, PasswordError> {
+        Password::new(Zeroizing::new(bytes)).map(Secret)
+    }
+}
+
+impl From<Secret> for Vec<u8> {
+    fn from(Secret(password): Secret) -> Vec<u8> {
+        password.as_bytes().to_vec()
+    }
 }
 
 /// Makes `rand`'s generator, of which a child then needs a new seed only: what the processor can do is found out

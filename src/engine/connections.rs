@@ -4,6 +4,7 @@
 //! made of guards and cannot drift.
 
 use super::Port;
+use crate::Password;
 use crate::channel::StopToken;
 use crate::context::{Control, Peer};
 use crate::error::StopReason;
@@ -286,6 +287,14 @@ impl Entry {
             listener: Arc::clone(&self.port.bound.name),
             peer: self.peer,
         });
+    }
+
+    /// What its client must know. An owner knows the password of the start, and needs no other.
+    pub(crate) fn password(&self) -> Arc<Password> {
+        match self.stops {
+            Some(_) => self.connections.control.password(self.port.index),
+            None => Arc::clone(&self.port.bound.password),
+        }
     }
 
     /// The connection goes on over another socket.

@@ -78,7 +78,7 @@ impl Driver {
         native: bool,
     ) -> Box<Driver> {
         let port = &entry.port;
-        let (password, limits) = (Arc::clone(&port.bound.password), Arc::clone(&port.limits));
+        let (password, limits) = (entry.password(), Arc::clone(&port.limits));
         let now = Instant::now();
         let talk = match &port.bound.wire {
             Wire::Passenger if !native => {

@@ -10,6 +10,7 @@ use crate::control::{Order, Refusal, Report, Request};
 use crate::engine::{Duties, Host, Running, Site};
 use crate::gate::Status;
 use crate::panics;
+use crate::password::Secret;
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
 use std::io;
@@ -202,6 +203,10 @@ fn comply(site: &Site, request: Request, host: &mut dyn Host) -> Result<Status, 
         Request::SetMaxConnections(count) => control.set_max_connections(count),
         Request::Pause => control.pause(),
         Request::Resume => control.resume(),
+        Request::RotatePassword(name, Secret(password)) => {
+            let known = control.rotate_password(&name, password);
+            known.then_some(()).ok_or_else(|| unknown(&name))?;
+        }
         Request::StopListener(name) => {
             let known = control.stop_listener(&name);
             known.then_some(()).ok_or_else(|| unknown(&name))?;

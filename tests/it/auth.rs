@@ -58,9 +58,13 @@ fn only_the_right_password_opens() {
 }
 
 pub fn with_password(server: &ServerHandle, password: Password) -> Address {
+    with_password_at(server.address(), &password)
+}
+
+pub fn with_password_at(known: &Address, password: &Password) -> Address {
     // An address with another password, by way of its written form.
     let mut text = String::new();
-    std::fs::File::from(server.address().to_fd().unwrap())
+    std::fs::File::from(known.to_fd().unwrap())
         .read_to_string(&mut text)
         .unwrap();
     let hex: String = password

@@ -498,9 +498,8 @@ fn run_serves_here_until_a_handler_stops_it() {
 pub fn run(definition: Server, meanwhile: impl FnOnce(Client) + Send + 'static) -> Exit {
     let (addresses, address) = std::sync::mpsc::channel();
     let addresses = Mutex::new(addresses);
-    let definition = definition.initialize(move |control| {
-        Ok(addresses.lock().unwrap().send(control.address().clone())?)
-    });
+    let definition = definition
+        .initialize(move |control| Ok(addresses.lock().unwrap().send(control.address())?));
     let thread = std::thread::spawn(move || {
         // The address is known before the server listens.
         let address = address.recv().unwrap();

@@ -36,6 +36,7 @@ mod listeners;
 mod passenger;
 mod processes;
 mod restrictions;
+mod rotation;
 mod sessions;
 mod signals;
 mod sockets;
@@ -73,6 +74,7 @@ fn main() {
         limits::TESTS,
         listeners::TESTS,
         restrictions::TESTS,
+        rotation::TESTS,
         sessions::TESTS,
         signals::TESTS,
         sockets::TESTS,

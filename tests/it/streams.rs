@@ -743,7 +743,7 @@ fn run_ends_streams_that_do_not_listen() {
         let control = told.recv().unwrap();
         let mut client = loop {
             // Bound before `initialize`, listening soon after.
-            match Client::connect(control.address()) {
+            match Client::connect(&control.address()) {
                 Ok(client) => break client,
                 Err(_) => std::thread::yield_now(),
             }
