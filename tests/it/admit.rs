@@ -2,7 +2,10 @@
 
 use crate::hostile::{Raw, call_frame, hello_frame};
 use crate::lifecycle::echo;
-use forkserver::{Bytes, CallError, Client, Event, Fault, Limits, Listener, Server, ServerHandle};
+use forkserver::{
+    Bytes, CallError, Client, Event, EventHandler, Fault, Item, Limits, Listener, Server,
+    ServerHandle, Session,
+};
 use std::io::{BufRead, BufReader, ErrorKind, Lines, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +24,7 @@ crate::tests![
     what_is_no_connected_stream_is_not_put_in_place,
     a_refusal_ends_a_socket_that_was_put_in_place_too,
     a_stop_ends_connections_whose_socket_was_replaced,
+    hooks_are_asked_whatever_a_listener_speaks,
 ];
 
 /// A definition whose hooks and events write to the lines that are returned.
@@ -293,4 +297,46 @@ fn a_stop_ends_connections_whose_socket_was_replaced() {
     assert!(matches!(err, CallError::Disconnected { .. }), "{err}");
     assert_eq!(b.call::<_, String>("echo", "x").unwrap(), "x");
     assert_eq!(server.stop().unwrap(), forkserver::Exit::Code(0));
+}
+
+/// Answers each line with itself.
+struct Echo;
+
+impl EventHandler for Echo {
+    fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
+        Ok(session.write(item)?)
+    }
+}
+
+fn hooks_are_asked_whatever_a_listener_speaks() {
+    let path = |name: &str| std::env::temp_dir().join(name);
+    let listen = |name: &str| Listener::at(path(name)).name(name.to_owned());
+    let definition = |refuse: bool| {
+        crate::server()
+            .listen(listen("lines").handle_events(forkserver::Lines::default, |_| Ok(Echo)))
+            .listen(listen("raw").accept_with(|accepted, _permit| {
+                let mut stream = accepted.into_stream();
+                stream.write_all(b"x\n").unwrap();
+            }))
+            .admit(move |arrival| match refuse {
+                true => Err(Fault::new("no")),
+                false => Ok(filter(arrival)?),
+            })
+    };
+    for refuse in [true, false] {
+        let server = definition(refuse).start().unwrap();
+        for name in ["lines", "raw"] {
+            let mut stream = UnixStream::connect(path(name)).unwrap();
+            let _ = stream.write_all(b"x\n");
+            let _ = stream.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            match stream.read_to_end(&mut answer) {
+                Err(err) if err.kind() == ErrorKind::ConnectionReset => {}
+                read => drop(read.unwrap()),
+            }
+            let expected: &[u8] = if refuse { b"" } else { b"x\n" };
+            assert_eq!(answer, expected, "{name}");
+        }
+        server.stop().unwrap();
+    }
 }

@@ -2,8 +2,8 @@
 
 use crate::hostile::{Raw, call_frame, frame, hello_frame};
 use forkserver::{
-    Bytes, CallError, Channel, Client, Delivery, Event, Restrictions, Server, ServerHandle,
-    StartError,
+    Bytes, CallError, Channel, Client, Delivery, Event, EventHandler, Fault, Item, Listener,
+    Password, Restrictions, Server, ServerHandle, Session, StartError, passenger,
 };
 use std::io::{BufRead, BufReader, Read, Write};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ crate::tests![
     a_rule_of_ones_own_decides_and_its_panic_is_a_refusal,
     restrictions_on_nothing_are_an_error_at_the_start,
     the_last_restrictions_of_a_name_hold,
+    a_conversation_by_callbacks_has_its_slot_to_its_end,
+    requests_in_passengers_format_are_restricted_too,
 ];
 
 fn refused(result: Result<(), CallError>, words: &str) {
@@ -302,4 +304,93 @@ fn the_last_restrictions_of_a_name_hold() {
         .unwrap();
     let mut client = server.connect().unwrap();
     assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+}
+
+/// Says that it is there, and ends with the first item.
+struct One;
+
+impl EventHandler for One {
+    fn connected(&mut self, session: &mut Session) -> Result<(), Fault> {
+        Ok(session.send("here")?)
+    }
+
+    fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
+        assert_ne!(item.decode::<String>()?, "panic");
+        session.close();
+        Ok(())
+    }
+}
+
+fn a_conversation_by_callbacks_has_its_slot_to_its_end() {
+    let server = crate::server()
+        .handle_events("one", |_, (): ()| Ok(One))
+        .handle("echo", |_, text: String| Ok(text))
+        .restrict("one", Restrictions::new().max_concurrent(1))
+        .start()
+        .unwrap();
+    let open = || {
+        let mut channel = server.connect().unwrap().open("one", &())?;
+        assert_eq!(channel.recv::<String>().unwrap().unwrap(), "here");
+        Ok(channel)
+    };
+    for item in ["end", "panic", "end"] {
+        let mut channel = open().unwrap();
+        busy(&open().unwrap_err());
+        channel.send(item).unwrap();
+        assert_eq!(channel.recv::<String>().is_err(), item == "panic");
+        // Its connection goes on, and has the slot no more.
+        let mut client = channel.into_client().unwrap();
+        assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+    }
+    // One that is left by its client is free as soon as the server has seen it.
+    drop(open().unwrap());
+    let begun = Instant::now();
+    while let Err(err) = open() {
+        busy(&err);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+fn requests_in_passengers_format_are_restricted_too() {
+    let path = std::env::temp_dir().join("p");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let secret = b"a password of the original's kind";
+    let listener = Listener::at(&path).password(Password::new(secret).unwrap());
+    let definition = crate::server()
+        .listen(listener.passenger())
+        .keep_fd(&writer)
+        .observe(move |event| {
+            if let Event::Unanswered { name, reason, .. } = event {
+                writeln!(&writer, "{name}: {reason}").unwrap();
+            }
+        })
+        .handle("few", |_, text: String| Ok(text))
+        .handle("theirs", |_, text: String| Ok(text))
+        .handle_messages("wait", |_, _, mut channel| {
+            channel.write(&["here"])?;
+            channel.read()?;
+            Ok(())
+        })
+        .restrict("few", Restrictions::new().max_payload(3))
+        .restrict("theirs", Restrictions::new().users([uid() + 1]))
+        .restrict("wait", Restrictions::new().max_concurrent(1));
+    let _server = definition.start().unwrap();
+    drop(definition);
+    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+    let client = passenger::Client::new(&path, secret).with_timeout(Duration::from_secs(10));
+    let call = |name: &str, text: &str| client.open(name, &[text]).unwrap().read().unwrap();
+    assert_eq!(call("few", "abc").unwrap(), [b"abc"]);
+    assert_eq!(call("few", "abcd"), None);
+    assert!(lines.next().unwrap().contains("max_payload, 3"));
+    assert_eq!(call("theirs", "abc"), None);
+    assert!(lines.next().unwrap().contains("may not call it"));
+    let mut first = client.open("wait", &[""]).unwrap();
+    assert_eq!(first.read().unwrap().unwrap(), [b"here"]);
+    assert_eq!(call("wait", ""), None);
+    assert!(lines.next().unwrap().contains("max_concurrent"));
+    drop(first);
+    let begun = Instant::now();
+    while call("wait", "").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
 }
