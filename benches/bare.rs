@@ -1,5 +1,7 @@
 //! The kernel's limit: the same exchange in bare system calls, with no more than the shape demands.
 
+pub mod epoll;
+
 use nix::libc;
 use nix::unistd::{ForkResult, fork};
 use std::io::{IoSlice, Read, Write};
@@ -24,15 +26,20 @@ pub fn child(body: impl FnOnce()) {
 
 /// Answers each message of `ask` bytes with one of `answer` bytes.
 pub fn ping_pong(ask: usize, answer: usize) -> impl FnMut() {
-    let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
     child(move || {
         let (mut buffer, reply) = (vec![0; ask], vec![1; answer]);
         while theirs.read_exact(&mut buffer).is_ok() && theirs.write_all(&reply).is_ok() {}
     });
+    exchange(ours, ask, answer)
+}
+
+/// The client's side of a ping-pong.
+fn exchange(mut stream: UnixStream, ask: usize, answer: usize) -> impl FnMut() {
     let (message, mut buffer) = (vec![1; ask], vec![0; answer]);
     move || {
-        ours.write_all(&message).expect("a message");
-        ours.read_exact(&mut buffer).expect("an answer");
+        stream.write_all(&message).expect("a message");
+        stream.read_exact(&mut buffer).expect("an answer");
     }
 }
 
@@ -53,7 +60,10 @@ pub fn connect_each(path: PathBuf, identity: bool) -> impl FnMut() {
             let _ = stream.read(&mut buffer);
         }
     });
+    connect_and_exchange(path, identity)
+}
 
+fn connect_and_exchange(path: PathBuf, identity: bool) -> impl FnMut() {
     move || {
         let mut stream = UnixStream::connect(&path).expect("a connection");
         if identity {
@@ -125,19 +135,20 @@ fn receive_fd(stream: &UnixStream) -> OwnedFd {
 
 /// Eight processes that play ping-pong with eight children, `calls` each.
 pub fn eight_pairs(calls: u32) -> impl FnMut() {
-    eight(calls, |calls| {
+    eight(calls, |_, calls| {
         let mut exchange = ping_pong(16, 16);
         Box::new(move || (0..calls).for_each(|_| exchange()))
     })
 }
 
-/// Eight children that do `work` whenever they are told to; a round is over when all are done.
-pub fn eight(calls: u32, work: impl Fn(u32) -> Box<dyn FnMut()>) -> impl FnMut() {
+/// Eight children that do `work`, which is told their place, whenever they are told to; a round is over when all are
+/// done.
+pub fn eight(calls: u32, work: impl Fn(usize, u32) -> Box<dyn FnMut()>) -> impl FnMut() {
     let mut lines: Vec<UnixStream> = (0..8)
-        .map(|_| {
+        .map(|place| {
             let (ours, mut theirs) = UnixStream::pair().expect("a pair");
             child(|| {
-                let mut work = work(calls);
+                let mut work = work(place, calls);
                 let mut byte = [0];
                 theirs.write_all(&byte).expect("ready");
                 while theirs.read_exact(&mut byte).is_ok() {

@@ -8,6 +8,7 @@
 #![allow(missing_docs, unreachable_pub, unsafe_code, clippy::incompatible_msrv)]
 
 mod bare;
+mod evented;
 mod workloads;
 
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -84,10 +85,10 @@ fn main() {
         .and_then(|n| n.parse().ok())
         .unwrap_or(15);
     println!(
-        "{:<34} {:<10} {:>9} {:>9}   {:<24} target",
+        "{:<40} {:<10} {:>9} {:>9}   {:<24} target",
         "workload", "placement", "limit us", "ours us", "ours / limit"
     );
-    for workload in workloads::ALL {
+    for workload in workloads::ALL.iter().chain(evented::ALL) {
         if !filter.is_empty()
             && !filter
                 .iter()
@@ -130,7 +131,7 @@ fn report(workload: &Workload, placement: Placement, rounds: usize) {
         "  missed"
     };
     println!(
-        "{:<34} {:<10} {:>9.2} {:>9.2}   {spread:<24} {:.2}{verdict}",
+        "{:<40} {:<10} {:>9.2} {:>9.2}   {spread:<24} {:.2}{verdict}",
         workload.name,
         placement.name(),
         quantile(&mut bare, 0.5) * 1e6,

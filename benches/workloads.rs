@@ -7,7 +7,7 @@ use forkserver::{Bytes, Client, Fd, Server, ServerHandle};
 use std::fs::File;
 
 /// The calls that each of eight clients makes in a round.
-const CALLS: u32 = 200;
+pub const CALLS: u32 = 200;
 
 pub const ALL: &[Workload] = &[
     Workload {
@@ -96,7 +96,7 @@ pub const ALL: &[Workload] = &[
     },
 ];
 
-fn server() -> Server {
+pub fn server() -> Server {
     Server::new()
         .handle("hello", |_, (first, last): (String, String)| {
             Ok(format!("{first} {last}"))
@@ -105,7 +105,7 @@ fn server() -> Server {
         .handle("echo", |_, bytes: Bytes| Ok(bytes))
 }
 
-fn start(definition: &Server, placement: Placement) -> ServerHandle {
+pub fn start(definition: &Server, placement: Placement) -> ServerHandle {
     placement.pin_server();
     let server = definition.start().expect("a server");
     placement.pin_client();
@@ -113,7 +113,7 @@ fn start(definition: &Server, placement: Placement) -> ServerHandle {
 }
 
 /// The bare side, whose child is pinned as the server is.
-fn pinned<F: FnMut() + 'static>(placement: Placement, make: impl FnOnce() -> F) -> Side {
+pub fn pinned<F: FnMut() + 'static>(placement: Placement, make: impl FnOnce() -> F) -> Side {
     placement.pin_server();
     let side = make();
     placement.pin_client();
@@ -123,28 +123,32 @@ fn pinned<F: FnMut() + 'static>(placement: Placement, make: impl FnOnce() -> F) 
 fn call(placement: Placement) -> (Side, Side) {
     // The sizes of what we send and receive.
     let bare = pinned(placement, || bare::ping_pong(40, 31));
-    let server = start(&server(), placement);
+    (bare, our_call(start(&server(), placement)))
+}
+
+pub fn our_call(server: ServerHandle) -> Side {
     let mut client = Client::connect(server.address()).expect("a client");
-    let ours = move || {
+    Box::new(move || {
         let _keep = &server;
         let reply: String = client.call("hello", &("Joe", "Dalton")).expect("a reply");
         assert_eq!(reply.len(), 10);
-    };
-    (bare, Box::new(ours))
+    })
 }
 
 fn connect_to(placement: Placement, identity: bool) -> (Side, Side) {
     let path = std::env::temp_dir().join(format!("bench.{}.{identity}", std::process::id()));
     let bare = pinned(placement, || bare::connect_each(path, identity));
-    let server = start(&server(), placement);
-    let ours = move || {
+    (bare, our_connect(start(&server(), placement)))
+}
+
+pub fn our_connect(server: ServerHandle) -> Side {
+    Box::new(move || {
         let client = Client::connect(server.address()).expect("a client");
         let reply: String = client
             .call_last("hello", &("Joe", "Dalton"))
             .expect("a reply");
         assert_eq!(reply.len(), 10);
-    };
-    (bare, Box::new(ours))
+    })
 }
 
 fn connect(placement: Placement) -> (Side, Side) {
@@ -184,22 +188,27 @@ impl serde::Serialize for Shared {
 
 fn echo(placement: Placement, size: usize) -> (Side, Side) {
     let bare = pinned(placement, || bare::ping_pong(size, size));
-    let server = start(&server(), placement);
+    (bare, our_echo(start(&server(), placement), size))
+}
+
+pub fn our_echo(server: ServerHandle, size: usize) -> Side {
     let mut client = Client::connect(server.address()).expect("a client");
     let bytes = Bytes::from(vec![7; size]);
-    let ours = move || {
+    Box::new(move || {
         let _keep = &server;
         let back: Bytes = client.call("echo", &bytes).expect("an echo");
         assert_eq!(back.len(), size);
-    };
-    (bare, Box::new(ours))
+    })
 }
 
 fn eight_clients(placement: Placement) -> (Side, Side) {
     let bare = pinned(placement, || bare::eight_pairs(CALLS));
-    let server = start(&server(), placement);
+    (bare, our_eight(start(&server(), placement)))
+}
+
+pub fn our_eight(server: ServerHandle) -> Side {
     let address = server.address().clone();
-    let mut ours = bare::eight(CALLS, move |calls| {
+    let mut ours = bare::eight(CALLS, move |_, calls| {
         let mut client = Client::connect(&address).expect("a client");
         Box::new(move || {
             for n in 0..calls {
@@ -208,18 +217,20 @@ fn eight_clients(placement: Placement) -> (Side, Side) {
             }
         })
     });
-    let ours = move || {
+    Box::new(move || {
         let _keep = &server;
         ours();
-    };
-    (bare, Box::new(ours))
+    })
 }
 
 fn in_flight(placement: Placement) -> (Side, Side) {
     let bare = pinned(placement, || bare::batched(64, 32));
-    let server = start(&server(), placement);
+    (bare, our_in_flight(start(&server(), placement)))
+}
+
+pub fn our_in_flight(server: ServerHandle) -> Side {
     let mut client = Client::connect(server.address()).expect("a client");
-    let ours = move || {
+    Box::new(move || {
         let _keep = &server;
         let calls: Vec<_> = (0..64_u32)
             .map(|n| client.begin::<_, u32>("add", &(n, 1_u32)).expect("begun"))
@@ -227,8 +238,7 @@ fn in_flight(placement: Placement) -> (Side, Side) {
         for (n, call) in (0..).zip(calls) {
             assert_eq!(client.finish(call).expect("a sum"), n + 1);
         }
-    };
-    (bare, Box::new(ours))
+    })
 }
 
 fn start_stop(placement: Placement) -> (Side, Side) {
