@@ -193,3 +193,118 @@ impl Gate {
             .min(self.ceiling.load(Ordering::SeqCst))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    /// What the gate is to do, in as many words as that takes.
+    struct Model {
+        live: Vec<Option<usize>>,
+        limits: [usize; 2],
+        stopped: [bool; 2],
+        ceiling: usize,
+        wanted: Option<usize>,
+        paused: bool,
+    }
+
+    impl Model {
+        fn limit(&self) -> usize {
+            self.ceiling.min(self.wanted.unwrap_or(usize::MAX))
+        }
+
+        fn count(&self, listener: usize) -> usize {
+            let through = |way: &&Option<usize>| **way == Some(listener);
+            self.live.iter().filter(through).count()
+        }
+
+        fn closed(&self, listener: usize) -> Option<PauseReason> {
+            let is_full =
+                self.live.len() >= self.limit() || self.count(listener) >= self.limits[listener];
+            match self.paused {
+                true => Some(PauseReason::Requested),
+                false => is_full.then_some(PauseReason::MaxConnections),
+            }
+        }
+    }
+
+    /// Does one thing that a server may do, at random.
+    fn act(random: &mut StdRng, gate: &Gate, model: &mut Model) {
+        let listener = random.random_range(0..2);
+        match random.random_range(0..12) {
+            0..5 if gate.closed(listener).is_none() => {
+                let (live, limit) = (model.live.len(), model.limit());
+                assert!(live < limit, "{live} of {limit}, and one more is let in");
+                assert!(model.count(listener) < model.limits[listener]);
+                gate.entered(Some(listener));
+                model.live.push(Some(listener));
+            }
+            // The owner's own are let in whatever the limit.
+            5 => {
+                gate.entered(None);
+                model.live.push(None);
+            }
+            6 | 7 if !model.live.is_empty() => {
+                let place = random.random_range(0..model.live.len());
+                gate.left(model.live.swap_remove(place));
+            }
+            8 => {
+                model.wanted =
+                    [None, Some(0), Some(random.random_range(1..12))][random.random_range(0..3)];
+                gate.set_max_connections(model.wanted);
+            }
+            9 => {
+                model.paused = random.random();
+                gate.set_paused(model.paused);
+            }
+            10 => {
+                model.stopped[listener] = random.random();
+                assert!(gate.set_stopped(["one", "two"][listener], model.stopped[listener]));
+                assert!(!gate.set_stopped("none", true));
+            }
+            11 if random.random_bool(0.02) => {
+                let ceiling = random.random_range(1..12);
+                gate.lower_ceiling(ceiling);
+                model.ceiling = model.ceiling.min(ceiling);
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn whoever_is_let_in_has_room_whatever_was_done_before() {
+        for seed in 0..200 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut model = Model {
+                live: Vec::new(),
+                limits: [random.random_range(0..6), random.random_range(1..20)],
+                stopped: [false; 2],
+                ceiling: random.random_range(1..20),
+                wanted: None,
+                paused: false,
+            };
+            let limits = Limits {
+                max_connections: model.ceiling,
+                ..Limits::default()
+            };
+            let ways = ["one", "two"].map(Arc::from).into_iter().zip(model.limits);
+            let gate = Gate::new(&limits, ways).unwrap();
+            for _ in 0..300 {
+                act(&mut random, &gate, &mut model);
+                let status = gate.status();
+                assert_eq!(status.connections, model.live.len(), "nobody is cut off");
+                assert_eq!(status.max_connections, model.limit());
+                assert_eq!(status.paused, model.paused);
+                for listener in 0..2 {
+                    let seen = &status.listeners[listener];
+                    assert_eq!(gate.closed(listener), model.closed(listener), "seed {seed}");
+                    assert_eq!(seen.connections, model.count(listener));
+                    assert_eq!(seen.stopped, model.stopped[listener]);
+                    assert_eq!(gate.is_stopped(listener), model.stopped[listener]);
+                }
+            }
+        }
+    }
+}

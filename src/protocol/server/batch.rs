@@ -56,6 +56,8 @@ mod tests {
     use crate::protocol::outbox::Outbox;
     use crate::protocol::server::{Happening, ServerSession};
     use crate::protocol::tests::{carry, client, send, server_with};
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
     use std::time::Instant;
 
     /// A session that has received a batch of calls, whose answers have `len` bytes each.
@@ -113,6 +115,89 @@ mod tests {
             welcome + 100,
             "another answer might not have room"
         );
+    }
+
+    /// The watermarks, in as few words as they take.
+    struct Marks {
+        high: usize,
+        low: usize,
+        queued: usize,
+        is_pressed: bool,
+    }
+
+    impl Marks {
+        fn become_queued(&mut self, queued: usize) {
+            self.queued = queued;
+            self.is_pressed = match self.is_pressed {
+                false => queued > self.high,
+                true => queued > self.low,
+            };
+        }
+    }
+
+    /// Plays with a session at random, and looks whether it is pressed when the model is. Returns how often that has
+    /// changed.
+    fn play(random: &mut StdRng) -> usize {
+        let now = Instant::now();
+        let mut limits = Limits::default();
+        limits.low_watermark = random.random_range(0..300);
+        limits.high_watermark = limits.low_watermark + random.random_range(0..600);
+        limits.max_in_flight = random.random_range(1..20);
+        let mut marks = Marks {
+            high: limits.high_watermark,
+            low: limits.low_watermark,
+            queued: 0,
+            is_pressed: false,
+        };
+        let mut server = answered(&limits, 0, 0);
+        let mut client = client();
+        carry(&mut client.outbox, &mut server.inbox, 1 << 20);
+        let mut events = Vec::new();
+        for id in 1..200 {
+            if random.random() {
+                send(&mut client, id, "double", &1_u64);
+                while carry(&mut client.outbox, &mut server.inbox, 1 << 20) > 0 {}
+            }
+            match server.poll(now) {
+                Step::Event(Happening::Authenticated { fds }) => server.welcome(fds),
+                Step::Event(Happening::Call(call)) => {
+                    assert!(!marks.is_pressed, "no call is taken above the marks");
+                    let (mut frame, slot) = write_reply(call.id);
+                    slot.give_up(&mut frame);
+                    frame.buf.resize(random.random_range(20..300), 0);
+                    server.finish(frame);
+                    // As a driver tells it: the high event, and below the low one.
+                    events.extend(server.is_pressed().then_some("high"));
+                }
+                Step::Transmit => {
+                    let len = random.random_range(1..=server.outbox.queued());
+                    let was_pressed = server.is_pressed();
+                    server.transmitted(len, now);
+                    events.extend((was_pressed && !server.is_pressed()).then_some("low"));
+                }
+                Step::Receive => {}
+                Step::Closed => panic!("nothing ends it"),
+            }
+            marks.become_queued(server.outbox.queued());
+            assert_eq!(
+                server.is_pressed(),
+                marks.is_pressed,
+                "{} bytes",
+                marks.queued
+            );
+        }
+        for (place, event) in events.iter().enumerate() {
+            assert_eq!(*event, ["high", "low"][place % 2], "{events:?}");
+        }
+        events.len()
+    }
+
+    #[test]
+    fn a_session_is_pressed_above_the_high_mark_and_until_the_low_one() {
+        let told: usize = (0..300)
+            .map(|seed| play(&mut StdRng::seed_from_u64(seed)))
+            .sum();
+        assert!(told > 1000, "{told}");
     }
 
     #[test]
