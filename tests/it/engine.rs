@@ -1,4 +1,4 @@
-//! Threads: who waits for whom, and for how long.
+//! Engines: who waits for whom, and for how long.
 
 use crate::harness::leave_descriptors_free;
 use crate::hostile::{Raw, hello_frame, resident};
@@ -32,8 +32,8 @@ crate::tests![
     a_deadline_ends_nobody_who_was_on_time,
 ];
 
-/// Whether something takes no longer than it may. On a busy machine it may be interrupted: the best of five counts.
-fn within(limit: Duration, attempt: impl Fn() -> Duration) {
+/// Whether something takes no longer, or costs no more, than it may. On a busy machine it may be interrupted: the best of five counts.
+pub fn within<T: Copy + PartialOrd + std::fmt::Debug>(limit: T, attempt: impl Fn() -> T) {
     let mut took = Vec::new();
     while took.len() < 5 {
         took.push(attempt());
@@ -145,7 +145,7 @@ fn silent_clients_cost_no_thread() {
 }
 
 /// Raises the limit of descriptors, and says how many of `wanted` connections fit.
-fn room_for(wanted: u64) -> usize {
+pub fn room_for(wanted: u64) -> usize {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     wanted.min(hard - 500) as usize
@@ -234,7 +234,7 @@ fn a_pipelining_client_does_not_keep_others_waiting() {
     flood.finish();
 }
 
-fn cpu_time(pid: u32) -> Duration {
+pub fn cpu_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat
         .rsplit(')')
@@ -247,37 +247,53 @@ fn cpu_time(pid: u32) -> Duration {
 }
 
 fn a_full_descriptor_table_costs_no_time_and_ends() {
-    within(Duration::from_millis(100), || {
-        let mut limits = Limits::default();
-        limits.max_unauthenticated = 1000;
-        let definition = echo()
-            .limits(limits)
-            .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?));
-        let server = definition.start().unwrap();
-        let mut client = Client::connect(server.address()).unwrap();
-        client.call::<_, ()>("fill", &3_usize).unwrap();
-        let strangers: Vec<_> = (0..20)
-            .map(|_| {
-                let mut raw = Raw::connect(&server);
-                raw.write(&hello_frame(&server));
-                raw
-            })
-            .collect();
-        let before = cpu_time(server.pid());
-        // Nothing is to happen for a while; there is no event to wait for.
-        assert!(!crate::processes::readable(
-            &server,
-            Duration::from_millis(1000)
-        ));
-        assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
-        let spent = cpu_time(server.pid()) - before;
-        assert!(spent <= Duration::from_millis(50), "{spent:?}");
-        drop(strangers);
-        let begun = Instant::now();
-        let mut newcomer = Client::connect(server.address()).unwrap();
-        assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
-        begun.elapsed()
-    });
+    for crowd in [0, room_for(10_000)] {
+        within(Duration::from_millis(100), || full_table(crowd));
+    }
+}
+
+/// How long it takes until a newcomer is served again beside so many others, when there are descriptors again.
+fn full_table(crowd: usize) -> Duration {
+    let mut limits = Limits::default();
+    limits.max_unauthenticated = 1000;
+    limits.max_connections = 20_000;
+    let definition = echo()
+        .limits(limits)
+        .handle("fill", |_, free: usize| Ok(leave_descriptors_free(free)?));
+    let server = definition.start().unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
+    let crowd: Vec<_> = (0..crowd)
+        .map(|_| {
+            let mut client = Client::connect(server.address()).unwrap();
+            client.authenticate().unwrap();
+            client
+        })
+        .collect();
+    client.call::<_, ()>("fill", &3_usize).unwrap();
+    let strangers: Vec<_> = (0..20)
+        .map(|_| {
+            let mut raw = Raw::connect(&server);
+            raw.write(&hello_frame(&server));
+            raw
+        })
+        .collect();
+    let before = cpu_time(server.pid());
+    // Nothing is to happen for a while; there is no event to wait for.
+    assert!(!crate::processes::readable(
+        &server,
+        Duration::from_millis(1000)
+    ));
+    assert_eq!(client.call::<_, String>("echo", "in").unwrap(), "in");
+    let spent = cpu_time(server.pid()) - before;
+    assert!(spent <= Duration::from_millis(50), "{spent:?}");
+    drop(strangers);
+    let begun = Instant::now();
+    let mut newcomer = Client::connect(server.address()).unwrap();
+    assert_eq!(newcomer.call::<_, String>("echo", "new").unwrap(), "new");
+    let took = begun.elapsed();
+    drop(crowd);
+    took
 }
 
 fn who_waits_for_a_full_descriptor_table_is_told_so_if_that_lasts() {

@@ -47,6 +47,7 @@ const OF_THREADS: &[&str] = &[
     "death::a_handler_that_blocks_all_signals_ends_with_the_grace",
     "death::a_blocked_handler_ends_with_the_grace",
     "death::a_spinning_handler_ends_with_the_grace",
+    "engine::slow_handlers_do_not_keep_others_waiting",
     "lifecycle::a_call_in_progress_is_answered_before_the_stop",
     "lifecycle::calls_behind_it_are_told_that_the_server_stops",
     "restrictions::as_many_calls_of_a_handler_run_as_the_limit_and_not_one_more",
@@ -158,7 +159,7 @@ impl Snapshot {
 /// Lowers the limit of descriptors, so that this process can have so many more.
 pub fn leave_descriptors_free(free: usize) -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let used: Vec<u64> = descriptors("self")
+    let used: BTreeSet<u64> = descriptors("self")
         .iter()
         .map(|(n, _)| n.parse().expect("a number"))
         .collect();

@@ -66,6 +66,7 @@ fn main() {
         closing::TESTS,
         death::TESTS,
         drain::TESTS,
+        engine::TESTS,
         events::TESTS,
         fds::TESTS,
         hostile::TESTS,
@@ -84,7 +85,6 @@ fn main() {
     ];
     let with_one = [
         activated::TESTS,
-        engine::TESTS,
         entries::TESTS,
         examples::TESTS,
         jobs::TESTS,
