@@ -48,6 +48,8 @@ pub(crate) struct Evented {
 struct Seat {
     driver: Box<Driver>,
     watched: Option<Interest>,
+    /// It waits for what is watched for, and has no turn to come.
+    rests: bool,
     /// When its deadline is looked at: not after it.
     looked_at: Option<Instant>,
 }
@@ -170,7 +172,7 @@ impl Evented {
         };
         let mut names = std::mem::take(&mut self.names);
         let waited = self.events.all(&mut names, until);
-        if !names.is_empty() || self.ready.len() > 1 {
+        if self.ready.len() > 1 || names.iter().any(|name| !self.has_turn_to_come(*name)) {
             self.send_before_others();
         }
         let mut called = false;
@@ -183,7 +185,7 @@ impl Evented {
                         self.seat(driver);
                     }
                 }
-                (session, None) => self.give_turn(session),
+                (session, None) => self.wake(session),
             }
         }
         self.names = names;
@@ -195,6 +197,11 @@ impl Evented {
         self.expire();
         self.reception.review();
         waited.map(|()| called)
+    }
+
+    /// Whether an event is about a session that let others go first, and has its turn whatever has come for it.
+    fn has_turn_to_come(&self, session: u64) -> bool {
+        self.seats.get(&session).is_some_and(|seat| !seat.rests)
     }
 
     /// What those have who let others go first does not wait for these.
@@ -223,18 +230,28 @@ impl Evented {
         let seat = Seat {
             driver,
             watched: None,
+            rests: false,
             looked_at: None,
         };
         self.seats.insert(session, seat);
         self.give_turn(session);
     }
 
+    /// What a session was waiting for has come.
+    fn wake(&mut self, session: u64) {
+        // It may have ended in the same round. One that let others go first has its turn anyway, and receives nothing
+        // before it has done what it has received.
+        if self.seats.get(&session).is_some_and(|seat| seat.rests) {
+            self.give_turn(session);
+        }
+    }
+
     fn give_turn(&mut self, session: u64) {
         let is_alone = self.seats.len() == 1;
-        // It may have ended in the same round.
         let Some(seat) = self.seats.get_mut(&session) else {
             return;
         };
+        seat.rests = false;
         match take_turn(&mut seat.driver, is_alone) {
             Stay::Waits(interest) => self.rest(session, interest),
             Stay::Ready => self.ready.push_back(session),
@@ -256,6 +273,7 @@ impl Evented {
         let Some(seat) = self.seats.get_mut(&session) else {
             return;
         };
+        seat.rests = true;
         let deadline = seat.driver.prepare_to_rest(interest);
         if let Some(deadline) = deadline {
             // One that is looked at too early is looked at again.

@@ -19,6 +19,7 @@ mod auth;
 mod batches;
 mod calls;
 mod closing;
+mod crowds;
 mod death;
 mod drain;
 mod engine;
@@ -64,6 +65,7 @@ fn main() {
         batches::TESTS,
         calls::TESTS,
         closing::TESTS,
+        crowds::TESTS,
         death::TESTS,
         drain::TESTS,
         engine::TESTS,
