@@ -18,6 +18,16 @@ impl Deadlines {
         self.0.remove(&(moment, session));
     }
 
+    /// A session wants to be looked at at another moment than before, or at none.
+    pub(super) fn change(&mut self, session: u64, before: Option<Instant>, now: Option<Instant>) {
+        if let Some(moment) = before {
+            self.remove(moment, session);
+        }
+        if let Some(moment) = now {
+            self.insert(moment, session);
+        }
+    }
+
     /// The first moment.
     pub(super) fn first(&self) -> Option<Instant> {
         self.0.first().map(|(moment, _)| *moment)

@@ -282,18 +282,29 @@ impl Driver {
         }
     }
 
+    /// Goes on after a rest. A session of calls need not be asked for what it was waiting for.
+    pub(super) fn resume(&mut self) -> Turn {
+        match self.talk.conversation() {
+            Some(_) => Turn::Moved,
+            None => self.move_on(),
+        }
+    }
+
     /// Whether what the session was parked for has come after all. Its deadline is then no reason to end it.
     pub(super) fn moves_after_all(&mut self) -> bool {
-        let turn = match self.interest {
+        matches!(self.move_on(), Turn::Moved)
+    }
+
+    fn move_on(&mut self) -> Turn {
+        match self.interest {
             Interest::Readable => self.receive(false),
             Interest::Writable => self.transmit(false, Instant::now()),
             Interest::Both => match self.transmit(false, Instant::now()) {
                 Turn::Waits(_) => self.receive(false),
                 turn => turn,
             },
-            Interest::Nothing => return false,
-        };
-        matches!(turn, Turn::Moved)
+            Interest::Nothing => Turn::Waits(Interest::Nothing),
+        }
     }
 
     fn transmit(&mut self, sleep: bool, now: Instant) -> Turn {

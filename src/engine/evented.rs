@@ -241,8 +241,12 @@ impl Evented {
     fn wake(&mut self, session: u64) {
         // It may have ended in the same round. One that let others go first has its turn anyway, and receives nothing
         // before it has done what it has received.
-        if self.seats.get(&session).is_some_and(|seat| seat.rests) {
-            self.give_turn(session);
+        let Some(seat) = self.seats.get_mut(&session).filter(|seat| seat.rests) else {
+            return;
+        };
+        match seat.driver.resume() {
+            Turn::Over => drop(self.leave(session)),
+            _ => self.give_turn(session),
         }
     }
 
@@ -275,14 +279,10 @@ impl Evented {
         };
         seat.rests = true;
         let deadline = seat.driver.prepare_to_rest(interest);
-        if let Some(deadline) = deadline {
-            // One that is looked at too early is looked at again.
-            if seat.looked_at.is_none_or(|moment| deadline < moment) {
-                if let Some(moment) = seat.looked_at.replace(deadline) {
-                    self.deadlines.remove(moment, session);
-                }
-                self.deadlines.insert(deadline, session);
-            }
+        // One that is looked at too early is looked at again; one that has no deadline must not keep the clock busy.
+        if deadline.is_none_or(|deadline| seat.looked_at.is_none_or(|moment| deadline < moment)) {
+            let before = std::mem::replace(&mut seat.looked_at, deadline);
+            self.deadlines.change(session, before, deadline);
         }
         if seat.watched == Some(interest) {
             return;
@@ -356,16 +356,22 @@ impl Host for Evented {
 /// Does what a session wants and can do without waiting, for as long as a turn is.
 fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
     let length = if is_alone { LONG_TURN } else { TURN };
-    let mut begun = None;
+    let (mut is_served, mut begun) = (false, None);
     loop {
         match driver.turn(false) {
             Turn::Call(call) => {
-                let begun = *begun.get_or_insert_with(Instant::now);
+                is_served = true;
+                // The clock is looked at only if more has come than this call.
+                if begun.is_none() && driver.has_input() {
+                    begun = Some(Instant::now());
+                }
                 if let Some(task) = driver.answer(call, None) {
                     return Stay::Stream(task);
                 }
-                if driver.has_input() && begun.elapsed() >= length {
-                    return Stay::Ready;
+                match begun {
+                    _ if !driver.has_input() => driver.send_now(),
+                    Some(begun) if begun.elapsed() >= length => return Stay::Ready,
+                    _ => {}
                 }
             }
             Turn::Request(request) => {
@@ -379,13 +385,13 @@ fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
                     return Stay::Ready;
                 }
             }
-            // It has been answered, and will need time for its next call.
-            Turn::Moved if begun.is_some() && driver.falls_silent() => {
-                return Stay::Waits(Interest::Readable);
-            }
             Turn::Moved => {}
             Turn::Waits(interest) => return Stay::Waits(interest),
             Turn::Over => return Stay::Over,
+        }
+        // It has been answered, and will need time for its next call.
+        if is_served && driver.falls_silent() {
+            return Stay::Waits(Interest::Readable);
         }
     }
 }

@@ -381,8 +381,10 @@ impl ServerSession {
     /// Nothing is under way, and nothing has come: the time of silence begins. [`ServerSession::poll`] would see to it
     /// as well, behind a look at the clock, which is needed only if that time has an end.
     pub(crate) fn falls_silent(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some(limit) = self.limits.idle_timeout {
-            self.enter(Phase::Idle, Some(limit), now());
+        match self.limits.idle_timeout {
+            Some(limit) => self.enter(Phase::Idle, Some(limit), now()),
+            // What was sent has left: its deadline is nobody's any more.
+            None => (self.phase, self.deadline) = (Phase::Idle, None),
         }
     }
 
