@@ -48,8 +48,8 @@ pub(crate) struct Evented {
 struct Seat {
     driver: Box<Driver>,
     watched: Option<Interest>,
-    /// It waits for what is watched for, and has no turn to come.
-    rests: bool,
+    /// It is among those that are ready, once.
+    is_queued: bool,
     /// When its deadline is looked at: not after it.
     looked_at: Option<Instant>,
 }
@@ -191,6 +191,9 @@ impl Evented {
         self.names = names;
         for _ in 0..self.ready.len() {
             if let Some(session) = self.ready.pop_front() {
+                if let Some(seat) = self.seats.get_mut(&session) {
+                    seat.is_queued = false;
+                }
                 self.give_turn(session);
             }
         }
@@ -201,7 +204,7 @@ impl Evented {
 
     /// Whether an event is about a session that let others go first, and has its turn whatever has come for it.
     fn has_turn_to_come(&self, session: u64) -> bool {
-        self.seats.get(&session).is_some_and(|seat| !seat.rests)
+        self.seats.get(&session).is_some_and(|seat| seat.is_queued)
     }
 
     /// What those have who let others go first does not wait for these.
@@ -230,7 +233,7 @@ impl Evented {
         let seat = Seat {
             driver,
             watched: None,
-            rests: false,
+            is_queued: false,
             looked_at: None,
         };
         self.seats.insert(session, seat);
@@ -241,7 +244,7 @@ impl Evented {
     fn wake(&mut self, session: u64) {
         // It may have ended in the same round. One that let others go first has its turn anyway, and receives nothing
         // before it has done what it has received.
-        let Some(seat) = self.seats.get_mut(&session).filter(|seat| seat.rests) else {
+        let Some(seat) = self.seats.get_mut(&session).filter(|seat| !seat.is_queued) else {
             return;
         };
         match seat.driver.resume() {
@@ -255,10 +258,13 @@ impl Evented {
         let Some(seat) = self.seats.get_mut(&session) else {
             return;
         };
-        seat.rests = false;
         match take_turn(&mut seat.driver, is_alone) {
             Stay::Waits(interest) => self.rest(session, interest),
-            Stay::Ready => self.ready.push_back(session),
+            Stay::Ready => {
+                if !std::mem::replace(&mut seat.is_queued, true) {
+                    self.ready.push_back(session);
+                }
+            }
             Stay::Over => drop(self.leave(session)),
             Stay::Stream(task) => {
                 let Some(driver) = self.leave(session) else {
@@ -277,7 +283,6 @@ impl Evented {
         let Some(seat) = self.seats.get_mut(&session) else {
             return;
         };
-        seat.rests = true;
         let deadline = seat.driver.prepare_to_rest(interest);
         // One that is looked at too early is looked at again; one that has no deadline must not keep the clock busy.
         if deadline.is_none_or(|deadline| seat.looked_at.is_none_or(|moment| deadline < moment)) {
