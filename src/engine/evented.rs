@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After this long, whoever has further calls lets others go first. A single call, alone, takes about as long.
-const TURN: Duration = Duration::from_micros(20);
+const TURN: Duration = Duration::from_micros(10);
 /// The same where there are no others: somebody may be about to connect.
 const LONG_TURN: Duration = Duration::from_millis(1);
 /// The name of the event that the thread's other duties call.
@@ -124,8 +124,8 @@ impl Evented {
     }
 
     pub(super) fn begin_drain(&mut self) {
+        self.reception.stop();
         self.connections.drain(&self.site.ports);
-        self.reception.review();
     }
 
     pub(super) fn finish_drain(

@@ -20,6 +20,7 @@ use crate::sys::linger::Socket;
 use crate::sys::{fdtable, socket};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ pub(super) struct Reception {
     doors: Vec<Mutex<Door>>,
     /// Given up for a moment when there is no other descriptor, to tell those who wait that there is none.
     reserve: Mutex<Option<OwnedFd>>,
+    /// The server stops.
+    stopping: AtomicBool,
 }
 
 /// Whether a listener is looked at.
@@ -103,6 +106,7 @@ impl Reception {
         Ok(Reception {
             doors: site.ports.iter().map(|_| Mutex::default()).collect(),
             reserve: Mutex::new(reserve(&site.control)),
+            stopping: AtomicBool::new(false),
             site,
             connections,
             events,
@@ -278,6 +282,16 @@ impl Reception {
         self.site.control.gate().waker().wake();
     }
 
+    /// The server stops: nobody is let in any more. Told before anything else of its end is.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.review();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     /// Looks at the listeners, or does not, and lets nobody in or everybody, as the gate has it.
     pub(super) fn review(&self) {
         let gate = self.site.control.gate();
@@ -287,7 +301,7 @@ impl Reception {
                 door.cut_at = None;
                 self.connections.cut_listener(port);
             }
-            let is_stopped = gate.is_stopped(port.index) || self.connections.is_draining();
+            let is_stopped = gate.is_stopped(port.index) || self.is_stopping();
             match (door.turns_away, is_stopped) {
                 (false, true) => self.close(port, door),
                 (true, false) => self.open_again(port, door),
@@ -330,7 +344,7 @@ impl Reception {
             self.tell(port, |listener| Event::Paused { listener, reason });
         }
         (door.turns_away, door.not_before) = (true, None);
-        if self.connections.is_draining() {
+        if self.is_stopping() {
             return;
         }
         self.watch(port, &mut door, true);

@@ -103,8 +103,8 @@ impl Threaded {
     }
 
     pub(super) fn begin_drain(&mut self) {
+        self.shared.reception.stop();
         self.shared.connections.drain(&self.shared.site.ports);
-        self.shared.reception.review();
         self.shared.wake();
     }
 

@@ -322,12 +322,12 @@ fn who_waits_for_a_full_descriptor_table_is_told_so_if_that_lasts() {
     client.call::<_, ()>("raise", &()).unwrap();
     let mut welcome = Client::connect(server.address()).unwrap();
     assert_eq!(welcome.call::<_, String>("echo", "in").unwrap(), "in");
-    drop(welcome);
-    // And the reserve is there for the next time.
+    // And the reserve is there for the next time. Who was welcome stays, so that no descriptor becomes free meanwhile.
     client.call::<_, ()>("fill", &0_usize).unwrap();
     let mut late = Client::connect(server.address()).unwrap();
     let refused = late.call::<_, String>("echo", "late").unwrap_err();
     assert!(matches!(refused, CallError::Busy { .. }), "{refused:?}");
+    assert_eq!(welcome.call::<_, String>("echo", "in").unwrap(), "in");
 }
 
 fn a_short_shortage_of_descriptors_is_waited_for() {
