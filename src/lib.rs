@@ -25,6 +25,11 @@
 //!   process of it and returns a [`ServerHandle`]; [`Server::run`] serves in the calling process.
 //! * [`Client`] is one connection to a server, made from an [`Address`] or by [`ServerHandle::connect`].
 //! * [`Entry`] and [`init`] start servers in programs with threads; [`spawn`] starts processes for them.
+//! * [`Engine`] is which threads serve; [`Listener`] is where, to whom, and what is spoken there: ours, records of your own
+//!   ([`Listener::handle_events`] with a [`Framing`]), [Passenger's format](passenger), or whatever you make of it
+//!   ([`Listener::accept_with`]).
+//! * [`EventHandler`] serves a client by callbacks, without a thread; [`SessionHandle`] reaches it from anywhere.
+//! * [`Limits`] and [`Restrictions`] bound what clients and calls may take.
 //! * [`Event`] is what a server tells about itself to [`Server::observe`].
 //! * [`Channel`] is a stream of items both ways, between [`Client::open`] and [`Server::handle_stream`].
 //! * [`passenger`] is the format of Phusion Passenger's `AbstractServer`, for programs that have it already.
