@@ -352,8 +352,9 @@ impl Reception {
             self.site.control.observer().failed(None, "renameat2", &err);
         }
         door.cut_at = Instant::now().checked_add(self.site.grace);
-        drop(door);
+        // Under the lock: whoever starts it again comes behind this.
         self.connections.drain_listener(port);
+        drop(door);
         // Whoever sleeps does not know of the time.
         self.site.control.gate().waker().wake();
     }

@@ -47,6 +47,7 @@ mod tidy;
 #[cfg(feature = "tracing")]
 mod traced;
 mod types;
+mod waits;
 
 /// A definition to begin with, whose engine is the one that the test is run with.
 fn server() -> forkserver::Server {
@@ -82,6 +83,7 @@ fn main() {
         signals::TESTS,
         sockets::TESTS,
         streams::TESTS,
+        waits::TESTS,
         #[cfg(feature = "tracing")]
         traced::TESTS,
     ];
