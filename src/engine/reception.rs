@@ -168,7 +168,7 @@ impl Reception {
         }
         let socket = Arc::new(Socket::from(socket));
         let Some(mut entry) = self.connections.enter(&socket, port, came, peer) else {
-            self.turn_away(port, socket, Denied::Stopping);
+            self.turn_away(port, socket, Denied::Stopping, !came);
             return Ok(None);
         };
         let is_asked = came && !self.site.admit.is_empty();
@@ -417,11 +417,12 @@ impl Reception {
             let Ok(Some(socket)) = socket::accept(&port.bound.socket) else {
                 return;
             };
-            self.turn_away(port, Arc::new(Socket::from(socket)), denied);
+            self.turn_away(port, Arc::new(Socket::from(socket)), denied, false);
         }
     }
 
-    fn turn_away(&self, port: &Port, socket: Arc<Socket>, denied: Denied) {
+    /// `native`: the client is one of ours, whatever is spoken behind the listener.
+    fn turn_away(&self, port: &Port, socket: Arc<Socket>, denied: Denied, native: bool) {
         let reason = match denied {
             Denied::Stopping => Ending::Stopping,
             Denied::NoRoom => Ending::NoRoom,
@@ -433,6 +434,10 @@ impl Reception {
             peer,
             reason,
         });
+        if !native && !matches!(port.bound.wire, Wire::Native) {
+            // In another protocol, the end is all that can be said.
+            return;
+        }
         let mut outbox = Outbox::new(port.limits.bounds());
         if outbox.send(denied.write()).is_ok() {
             // A client that is gone needs no answer.

@@ -8,7 +8,10 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-crate::tests![a_listener_that_is_started_at_once_lets_everybody_in,];
+crate::tests![
+    who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
+    a_listener_that_is_started_at_once_lets_everybody_in,
+];
 
 fn path() -> std::path::PathBuf {
     std::env::temp_dir().join("s")
@@ -38,6 +41,31 @@ struct Echo;
 impl EventHandler for Echo {
     fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
         Ok(session.write(item)?)
+    }
+}
+
+struct Nothing;
+
+impl EventHandler for Nothing {
+    fn received(&mut self, _: &mut Session, _: Item) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+fn who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours() {
+    for raw in [false, true] {
+        let other = Listener::at(path());
+        let other = match raw {
+            false => other.handle_events(|| Unframed, |_| Ok(Nothing)),
+            true => other.accept_with(|_, _| {}),
+        };
+        let server = crate::server().listen(other).start().unwrap();
+        server.pause().unwrap();
+        let mut stream = connect();
+        server.stop().unwrap();
+        let mut seen = Vec::new();
+        let _ = stream.read_to_end(&mut seen);
+        assert_eq!(seen, b"", "bytes of no protocol that it knows");
     }
 }
 
