@@ -141,6 +141,11 @@ impl Driver {
         self.is_known_to_events
     }
 
+    /// What it was parked for last.
+    pub(super) fn interest(&self) -> Interest {
+        self.interest
+    }
+
     /// Whether something waits to be sent.
     pub(super) fn has_output(&self) -> bool {
         self.talk.outbox().queued() > 0

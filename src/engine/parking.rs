@@ -54,6 +54,8 @@ impl Parking {
         let id = driver.id();
         let socket = driver.socket();
         let known = driver.is_known_to_events();
+        // Who waits for nothing hears of its client's end once, and would do so again whenever it is armed.
+        let heard = known && interest == Interest::Nothing && driver.interest() == interest;
         let mut lot = self.lock();
         if driver.has_letters() {
             // They came while it was being served, so that nobody else will look.
@@ -72,7 +74,10 @@ impl Parking {
         }
         lot.sessions.insert(id, driver);
         // Armed under the lock, so that whoever gets the event finds the session.
-        let armed = self.events.arm(socket.as_fd(), id, interest, known);
+        let armed = match heard {
+            true => Ok(()),
+            false => self.events.arm(socket.as_fd(), id, interest, known),
+        };
         let refused = armed.is_err().then(|| lot.take(id));
         // A session is dropped, with what users have kept in it, when nobody waits for the lock.
         drop(lot);

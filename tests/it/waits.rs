@@ -1,14 +1,17 @@
 //! Sessions that wait: they cost nothing, they end when there is nothing to wait for, and keep nobody else waiting.
 
-use crate::processes::Helper;
+use crate::processes::{Helper, readable};
 use forkserver::{
-    Client, Context, EventHandler, Fault, Framing, Item, Listener, Server, Session, Unframed,
+    Client, Context, Ending, EventHandler, Fault, Framing, Item, Lines, Listener, Server,
+    ServerHandle, Session, StopReason, Unframed,
 };
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 crate::tests![
+    a_paused_session_whose_client_is_gone_costs_no_time,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
 ];
@@ -24,6 +27,12 @@ fn connect() -> UnixStream {
     stream
 }
 
+fn line(reader: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
 /// A server whose first listener speaks in records, and whose second takes calls.
 fn speaking<F: Framing, H: EventHandler>(
     framing: impl Fn() -> F + Send + Sync + 'static,
@@ -33,6 +42,73 @@ fn speaking<F: Framing, H: EventHandler>(
         .listen(Listener::at(path()).handle_events(framing, make))
         .listen(Listener::private().name("calls"))
         .handle("echo", |_, text: String| Ok(text))
+}
+
+fn caller(server: &ServerHandle) -> Client {
+    Client::connect(server.address_of("calls").unwrap()).unwrap()
+}
+
+fn echoes(client: &mut Client) {
+    assert_eq!(client.call::<_, String>("echo", "x").unwrap(), "x");
+}
+
+/// Neither its client's end nor the server's moves it.
+struct Stubborn {
+    told: Arc<PipeWriter>,
+    pauses: bool,
+}
+
+impl Stubborn {
+    fn tell(&self, text: &str) -> std::io::Result<()> {
+        (&*self.told).write_all(format!("{text}\n").as_bytes())
+    }
+}
+
+impl EventHandler for Stubborn {
+    fn connected(&mut self, session: &mut Session) -> Result<(), Fault> {
+        if self.pauses {
+            session.pause_input();
+        }
+        Ok(self.tell("connected")?)
+    }
+    fn received(&mut self, _: &mut Session, _: Item) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn finished(&mut self, _: &mut Session) -> Result<(), Fault> {
+        Ok(self.tell("finished")?)
+    }
+    fn stopping(&mut self, _: &mut Session, reason: StopReason) {
+        self.tell(&format!("{reason}")).unwrap();
+    }
+    fn disconnected(&mut self, _: &mut Context, reason: &Ending) {
+        self.tell(&format!("disconnected {reason:?}")).unwrap();
+    }
+}
+
+/// A server of stubborn handlers, and what they tell.
+fn stubborn(pauses: bool) -> (Server, BufReader<PipeReader>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let writer = Arc::new(writer);
+    let told = Arc::clone(&writer);
+    let make = move |_: &mut Context| {
+        let told = Arc::clone(&told);
+        Ok(Stubborn { told, pauses })
+    };
+    let server = speaking(Lines::default, make).keep_fd(&*writer);
+    (server, BufReader::new(reader))
+}
+
+fn a_paused_session_whose_client_is_gone_costs_no_time() {
+    let (server, mut told) = stubborn(true);
+    let server = server.start().unwrap();
+    let stream = connect();
+    assert_eq!(line(&mut told), "connected");
+    drop(stream);
+    echoes(&mut caller(&server));
+    let before = crate::engine::cpu_time(server.pid());
+    assert!(!readable(told.get_ref(), Duration::from_millis(500)));
+    let spent = crate::engine::cpu_time(server.pid()) - before;
+    assert!(spent < Duration::from_millis(150), "{spent:?}");
 }
 
 /// Answers with what it was sent.
