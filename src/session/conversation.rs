@@ -133,6 +133,7 @@ impl Conversation {
             has_finished: false,
             is_told: false,
             is_blocked: false,
+            letters: 0,
             was_flushed: false,
             was_relieved: false,
             deadline: None,
@@ -177,6 +178,11 @@ impl Conversation {
             true => Wants::Receive,
             false => Wants::Rest(self.outlook()),
         }
+    }
+
+    /// Whether the client has finished, and the handler knows.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.has_finished
     }
 
     /// What it waits for when nothing can be moved.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 crate::tests![
     a_paused_session_whose_client_is_gone_costs_no_time,
+    a_session_ends_when_its_client_has_finished_and_gone,
+    a_paused_session_is_cut_off_with_the_grace,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
 ];
@@ -109,6 +111,42 @@ fn a_paused_session_whose_client_is_gone_costs_no_time() {
     assert!(!readable(told.get_ref(), Duration::from_millis(500)));
     let spent = crate::engine::cpu_time(server.pid()) - before;
     assert!(spent < Duration::from_millis(150), "{spent:?}");
+}
+
+fn a_session_ends_when_its_client_has_finished_and_gone() {
+    let (server, mut told) = stubborn(false);
+    let server = server.start().unwrap();
+    let stream = connect();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(
+        [line(&mut told), line(&mut told)],
+        ["connected", "finished"]
+    );
+    assert!(
+        !readable(told.get_ref(), Duration::from_millis(50)),
+        "it can still receive"
+    );
+    drop(stream);
+    assert!(readable(told.get_ref(), Duration::from_secs(5)));
+    assert_eq!(line(&mut told), "disconnected Broken");
+    drop(server);
+}
+
+fn a_paused_session_is_cut_off_with_the_grace() {
+    for goes_first in [false, true] {
+        let (server, mut told) = stubborn(true);
+        let server = server.grace(Duration::from_millis(200)).start().unwrap();
+        let stream = connect();
+        assert_eq!(line(&mut told), "connected");
+        let stream = (!goes_first).then_some(stream);
+        echoes(&mut caller(&server));
+        server.stop_listener("default").unwrap();
+        assert_eq!(line(&mut told), "the listener is stopping");
+        assert!(!told.buffer().is_empty() || readable(told.get_ref(), Duration::from_secs(5)));
+        assert_eq!(line(&mut told), "disconnected Stopping");
+        drop(stream);
+        server.stop().unwrap();
+    }
 }
 
 /// Answers with what it was sent.

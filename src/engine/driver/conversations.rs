@@ -14,6 +14,8 @@ use crate::protocol::message::{Class, ErrorBody};
 use crate::service;
 use crate::session::{Conversation, EventHandler, Leftover, Outlook, Wants};
 use crate::sys::epoll::Interest;
+use crate::sys::poll;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -114,12 +116,37 @@ impl Driver {
                 turn => turn,
             },
             Wants::Receive => match self.receive(false) {
-                Turn::Waits(_) => Turn::Waits(interest_in(outlook)),
+                Turn::Waits(_) => self.wait(outlook),
                 turn => turn,
             },
-            Wants::Rest(outlook) => Turn::Waits(interest_in(outlook)),
+            Wants::Rest(outlook) => self.wait(outlook),
             Wants::Over { ending, gracefully } => self.end_conversation(ending, gracefully),
         }
+    }
+
+    /// Nothing can be moved. If nothing ever will, it is over.
+    fn wait(&mut self, outlook: Outlook) -> Turn {
+        if self.has_letters() {
+            // Of which it has had so many that the client was looked at in between.
+            return Turn::Moved;
+        }
+        let interest = interest_in(outlook);
+        let conversation = self.talk.conversation();
+        let has_finished = conversation.is_some_and(Conversation::has_finished);
+        let is_draining = self.entry.is_draining();
+        // What nobody waits for tells nobody that it is gone. A paused session may still want what its client has sent
+        // before, unless it was cut off.
+        if interest == Interest::Nothing
+            && (has_finished || is_draining)
+            && poll::is_hung_up(self.connection.as_fd())
+        {
+            self.entry.ending = match is_draining {
+                true => Ending::Stopping,
+                false => Ending::Broken,
+            };
+            return Turn::Over;
+        }
+        Turn::Waits(interest)
     }
 
     fn deliver(&mut self) -> Turn {
