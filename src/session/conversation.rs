@@ -5,7 +5,7 @@
 
 use super::due::{Due, Leftover};
 use super::input::{Incoming, Input};
-use super::mailbox::Letter;
+use super::mailbox::{LETTERS, Letter};
 use super::{Closing, EventHandler, Mailbox, Office, Output, Session};
 use crate::context::Context;
 use crate::fault::Fault;
@@ -33,6 +33,8 @@ pub(crate) struct Conversation {
     is_told: bool,
     /// The kernel takes no output for now.
     is_blocked: bool,
+    /// How many letters have come in a row.
+    letters: u32,
     was_flushed: bool,
     was_relieved: bool,
     deadline: Option<Instant>,
@@ -197,7 +199,13 @@ impl Conversation {
         if !self.has_begun {
             return Some(Due::Connected);
         }
-        while let Some(letter) = self.session.mailbox.take() {
+        // Whoever posts without end keeps no client from its own.
+        self.letters = (self.letters + 1) % LETTERS;
+        while self.letters > 0 {
+            let Some(letter) = self.session.mailbox.take() else {
+                self.letters = 0;
+                break;
+            };
             match letter {
                 Letter::Event(event) if self.session.closing.is_none() => {
                     return Some(Due::Posted(event));

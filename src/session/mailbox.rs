@@ -54,6 +54,9 @@ impl SessionHandle {
     }
 }
 
+/// After so many letters in a row, it is the client's turn.
+pub(super) const LETTERS: u32 = 32;
+
 /// What waits for a session.
 pub(crate) enum Letter {
     Event(Box<dyn Any + Send>),

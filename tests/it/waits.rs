@@ -2,9 +2,10 @@
 
 use crate::processes::{Helper, readable};
 use forkserver::{
-    Client, Context, Ending, EventHandler, Fault, Framing, Item, Lines, Listener, Server,
+    Client, Context, Ending, EventHandler, Fault, Framing, Item, Limits, Lines, Listener, Server,
     ServerHandle, Session, StopReason, Unframed,
 };
+use std::any::Any;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ crate::tests![
     a_paused_session_whose_client_is_gone_costs_no_time,
     a_session_ends_when_its_client_has_finished_and_gone,
     a_paused_session_is_cut_off_with_the_grace,
+    a_session_that_posts_to_itself_for_ever_starves_nobody,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
 ];
@@ -147,6 +149,43 @@ fn a_paused_session_is_cut_off_with_the_grace() {
         drop(stream);
         server.stop().unwrap();
     }
+}
+
+/// Has always something to do.
+struct Restless;
+
+impl EventHandler for Restless {
+    fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
+        session.handle().post(())?;
+        Ok(session.write(item)?)
+    }
+    fn posted(&mut self, session: &mut Session, _: Box<dyn Any + Send>) -> Result<(), Fault> {
+        Ok(session.handle().post(())?)
+    }
+}
+
+fn a_session_that_posts_to_itself_for_ever_starves_nobody() {
+    let mut limits = Limits::default();
+    limits.max_threads = 2;
+    let server = speaking(Lines::default, |_| Ok(Restless));
+    let server = server.limits(limits).start().unwrap();
+    let mut readers = [connect(), connect(), connect()].map(BufReader::new);
+    for reader in &mut readers {
+        reader.get_mut().write_all(b"x\n").unwrap();
+        assert_eq!(line(reader), "x", "what it has written leaves");
+    }
+    let mut caller = caller(&server);
+    (0..20).for_each(|_| echoes(&mut caller));
+    for mut reader in readers {
+        reader.get_mut().write_all(b"y\n").unwrap();
+        assert_eq!(line(&mut reader), "y", "what it is sent arrives");
+    }
+    let begun = Instant::now();
+    while server.status().unwrap().connections > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "their ends, too");
+        std::thread::yield_now();
+    }
+    server.stop().unwrap();
 }
 
 /// Answers with what it was sent.
