@@ -322,7 +322,9 @@ impl Conversation {
             (self.session.is_pressed, self.was_relieved) = (false, true);
         }
         self.was_flushed |= queued == 0;
-        self.deadline = now.checked_add(self.session.limits.write_timeout);
+        if self.phase == Phase::Sending {
+            self.deadline = now.checked_add(self.session.limits.write_timeout);
+        }
         is_relieved
     }
 

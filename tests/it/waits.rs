@@ -15,6 +15,7 @@ crate::tests![
     a_paused_session_whose_client_is_gone_costs_no_time,
     a_session_ends_when_its_client_has_finished_and_gone,
     a_paused_session_is_cut_off_with_the_grace,
+    what_is_sent_ahead_of_others_begins_no_deadline,
     a_session_that_posts_to_itself_for_ever_starves_nobody,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
@@ -149,6 +150,38 @@ fn a_paused_session_is_cut_off_with_the_grace() {
         drop(stream);
         server.stop().unwrap();
     }
+}
+
+/// Answers, and has much to do then.
+struct Busy;
+
+impl EventHandler for Busy {
+    fn received(&mut self, session: &mut Session, item: Item) -> Result<(), Fault> {
+        session.handle().post(10_u32)?;
+        Ok(session.write(item)?)
+    }
+    fn posted(&mut self, session: &mut Session, event: Box<dyn Any + Send>) -> Result<(), Fault> {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(2) {}
+        match *event.downcast::<u32>().unwrap() {
+            0 => Ok(()),
+            left => Ok(session.handle().post(left - 1)?),
+        }
+    }
+}
+
+fn what_is_sent_ahead_of_others_begins_no_deadline() {
+    let mut limits = Limits::default();
+    limits.write_timeout = Duration::from_millis(200);
+    let server = speaking(Lines::default, |_| Ok(Busy));
+    let _server = server.limits(limits).start().unwrap();
+    let mut reader = BufReader::new(connect());
+    reader.get_mut().write_all(b"x\n").unwrap();
+    assert_eq!(line(&mut reader), "x");
+    assert!(
+        !readable(reader.get_ref(), Duration::from_millis(500)),
+        "silence is no slowness"
+    );
 }
 
 /// Has always something to do.
