@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const TURN: Duration = Duration::from_micros(10);
 /// The same where there are no others: somebody may be about to connect.
 const LONG_TURN: Duration = Duration::from_millis(1);
+/// So does whoever has sent something this often with nothing in it that concerns anybody.
+const MOVES: u32 = 16;
 /// The name of the event that the thread's other duties call.
 const DUTIES: u64 = 1 << 62;
 
@@ -364,7 +366,7 @@ impl Host for Evented {
 /// Does what a session wants and can do without waiting, for as long as a turn is.
 fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
     let length = if is_alone { LONG_TURN } else { TURN };
-    let (mut is_served, mut begun) = (false, None);
+    let (mut is_served, mut begun, mut moves) = (false, None, 0);
     loop {
         match driver.turn(false) {
             Turn::Call(call) => {
@@ -393,7 +395,8 @@ fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
                     return Stay::Ready;
                 }
             }
-            Turn::Moved => {}
+            Turn::Moved if moves == MOVES => return Stay::Ready,
+            Turn::Moved => moves += 1,
             Turn::Waits(interest) => return Stay::Waits(interest),
             Turn::Over => return Stay::Over,
         }

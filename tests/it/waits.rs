@@ -2,8 +2,8 @@
 
 use crate::processes::{Helper, readable};
 use forkserver::{
-    Client, Context, Ending, EventHandler, Fault, Framing, Item, Limits, Lines, Listener, Server,
-    ServerHandle, Session, StopReason, Unframed,
+    Client, Context, Ending, EventHandler, Fault, Found, Framing, FramingError, Item, Limits,
+    Lines, Listener, Server, ServerHandle, Session, StopReason, Unframed,
 };
 use std::any::Any;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
@@ -17,6 +17,7 @@ crate::tests![
     a_paused_session_is_cut_off_with_the_grace,
     what_is_sent_ahead_of_others_begins_no_deadline,
     a_session_that_posts_to_itself_for_ever_starves_nobody,
+    a_client_whose_bytes_are_all_passed_over_starves_nobody,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
 ];
@@ -221,6 +222,19 @@ fn a_session_that_posts_to_itself_for_ever_starves_nobody() {
     server.stop().unwrap();
 }
 
+/// Finds nothing but padding.
+struct Padding;
+
+impl Framing for Padding {
+    fn find(&mut self, received: &[u8]) -> Result<Found, FramingError> {
+        Ok(Found::Skip(received.len()))
+    }
+    fn write(&mut self, record: &[u8], out: &mut Vec<u8>) -> Result<(), FramingError> {
+        out.extend_from_slice(record);
+        Ok(())
+    }
+}
+
 /// Answers with what it was sent.
 struct Echo;
 
@@ -236,6 +250,32 @@ impl EventHandler for Nothing {
     fn received(&mut self, _: &mut Session, _: Item) -> Result<(), Fault> {
         Ok(())
     }
+}
+
+/// Sends as much as it can, until the server ends or it is told to.
+fn flood() -> Helper {
+    let mut stream = connect();
+    Helper::start(move |_| {
+        let piece = [b'\n'; 1 << 16];
+        while stream.write_all(&piece).is_ok() {}
+    })
+}
+
+/// How long so many calls take.
+fn calls(client: &mut Client, count: usize) -> Duration {
+    let begun = Instant::now();
+    (0..count).for_each(|_| echoes(client));
+    begun.elapsed()
+}
+
+fn a_client_whose_bytes_are_all_passed_over_starves_nobody() {
+    let server = speaking(|| Padding, |_| Ok(Nothing)).start().unwrap();
+    let floods = [flood(), flood()];
+    let mut caller = caller(&server);
+    let took = calls(&mut caller, 100);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    server.stop().unwrap();
+    floods.into_iter().for_each(Helper::finish);
 }
 
 fn who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours() {
