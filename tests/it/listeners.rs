@@ -363,7 +363,7 @@ fn a_listener_is_told_as_stopped_behind_its_last_connection() {
     server.stop_listener("a").unwrap();
     expect(&["paused a: Stopping", "stopped a"]);
     server.stop().unwrap();
-    expect(&["stopped b", "paused b: Stopping"]);
+    expect(&["paused b: Stopping", "stopped b"]);
     assert_eq!(lines.next(), None, "the end of a is not told again");
 }
 
