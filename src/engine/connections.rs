@@ -115,6 +115,8 @@ impl Connections {
         state.last_id += 1;
         let id = state.last_id;
         let stops = came.then(|| port.stops());
+        // Of the same time: under the lock, no stop comes between the two.
+        let stop = came.then(|| port.stop_token());
         if came {
             state.ports[port.index].current += 1;
         }
@@ -125,7 +127,9 @@ impl Connections {
             crowded_out: false,
         };
         state.live.insert(id, live);
-        state.strangers.insert(id);
+        if came && port.bound.wire.asks_for_password() {
+            state.strangers.insert(id);
+        }
         self.control.gate().entered(came.then_some(port.index));
         if state.strangers.len() > self.max_strangers {
             // The oldest goes, so that those who say nothing keep nobody out.
@@ -139,6 +143,7 @@ impl Connections {
             id,
             port: Arc::clone(port),
             stops,
+            stop,
             peer,
             is_known: false,
             ending: Ending::Broken,
@@ -200,12 +205,12 @@ impl Connections {
         self.lock().ports[port.index].stopped = false;
     }
 
-    /// Ends the connections that a listener had when it stopped, whatever is under way.
-    pub(crate) fn cut_listener(&self, port: &Port) {
+    /// Ends the connections that a listener had when it stopped for that time, whatever is under way.
+    pub(crate) fn cut_listener(&self, port: &Port, time: u64) {
         let state = self.lock();
         let is_former = |live: &&Live| {
             live.port
-                .is_some_and(|(index, stops)| index == port.index && stops != port.stops())
+                .is_some_and(|(index, stops)| index == port.index && stops < time)
         };
         let former = state.live.values().filter(is_former);
         former.for_each(|live| socket::shut_down(&*live.socket));
@@ -269,6 +274,8 @@ pub(crate) struct Entry {
     pub(crate) port: Arc<Port>,
     /// How often its listener had stopped when it came through it.
     stops: Option<u64>,
+    /// Told when that listener stops.
+    stop: Option<StopToken>,
     pub(crate) peer: Peer,
     /// The client has shown the password, and somebody has been told so.
     is_known: bool,
@@ -372,10 +379,7 @@ impl Entry {
 
     /// What tells the connection's stream to stop.
     pub(crate) fn stop_token(&self, server: &StopToken) -> StopToken {
-        match self.stops {
-            Some(_) => self.port.stop_token(),
-            None => server.clone(),
-        }
+        self.stop.as_ref().unwrap_or(server).clone()
     }
 
     /// The connection is over, for its listener. `true`: it was the last that a stopped one had.

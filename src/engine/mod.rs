@@ -5,6 +5,7 @@
 mod connections;
 mod crew;
 mod deadlines;
+mod door;
 mod driver;
 mod evented;
 mod living;

@@ -4,8 +4,9 @@
 //! it costs no time; the kernel's backlog holds the rest. One that stops turns everybody away.
 
 use super::connections::{Connections, Entry};
+use super::door::{BACK_OFF, Door, MAX_BACK_OFF};
 use super::driver::Driver;
-use super::{Port, Site, has_come};
+use super::{Port, Site};
 use crate::arrival::Arrival;
 use crate::connection::Connection;
 use crate::context::{Control, Peer};
@@ -24,9 +25,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long nobody is accepted after the system refused a connection, at first and at most.
-const BACK_OFF: Duration = Duration::from_millis(10);
-const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 /// A shortage that lasts for longer than about this is told to those who wait: they are turned away.
 const LASTING: Duration = Duration::from_millis(100);
 /// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
@@ -45,30 +43,6 @@ pub(super) struct Reception {
     reserve: Mutex<Option<OwnedFd>>,
     /// The server stops.
     stopping: AtomicBool,
-}
-
-/// Whether a listener is looked at.
-struct Door {
-    watched: bool,
-    /// Nobody is let in; who comes is turned away.
-    turns_away: bool,
-    /// Not before then, because the system had no room for one more.
-    not_before: Option<Instant>,
-    back_off: Duration,
-    /// When the connections that it had when it stopped are ended.
-    cut_at: Option<Instant>,
-}
-
-impl Default for Door {
-    fn default() -> Door {
-        Door {
-            watched: true,
-            turns_away: false,
-            not_before: None,
-            back_off: BACK_OFF,
-            cut_at: None,
-        }
-    }
 }
 
 /// As many connections as the descriptor table has room for, with some left for orders and
@@ -180,8 +154,10 @@ impl Reception {
             },
         };
         if let (Wire::Raw(acceptor), true) = (&port.bound.wire, came) {
-            self.give_away(acceptor, &socket, entry)?;
-            return Ok(None);
+            let given = self.give_away(acceptor, &socket, entry);
+            return given.map(|()| None).inspect_err(|err| {
+                self.site.control.observer().failed(None, "fcntl", err);
+            });
         }
         let mut driver = Driver::new(Arc::clone(&self.site), socket, entry, !came);
         if is_replaced {
@@ -297,9 +273,8 @@ impl Reception {
         let gate = self.site.control.gate();
         for port in &self.site.ports {
             let mut door = self.door(port.index);
-            if has_come(door.cut_at) {
-                door.cut_at = None;
-                self.connections.cut_listener(port);
+            while let Some(time) = door.next_cut() {
+                self.connections.cut_listener(port, time);
             }
             let is_stopped = gate.is_stopped(port.index) || self.is_stopping();
             match (door.turns_away, is_stopped) {
@@ -351,9 +326,10 @@ impl Reception {
         if let Err(err) = port.bound.set_hidden(true) {
             self.site.control.observer().failed(None, "renameat2", &err);
         }
-        door.cut_at = Instant::now().checked_add(self.site.grace);
         // Under the lock: whoever starts it again comes behind this.
         self.connections.drain_listener(port);
+        let cut = Instant::now().checked_add(self.site.grace);
+        door.cuts.extend(cut.map(|at| (at, port.stops())));
         drop(door);
         // Whoever sleeps does not know of the time.
         self.site.control.gate().waker().wake();
@@ -365,7 +341,8 @@ impl Reception {
         let token = shown.and_then(|()| self.site.stop.child());
         let token = token.map(|token| port.renew_stop_token(token));
         if let Err(err) = token {
-            // Something else is in its place: it stays as it is, until somebody says so again.
+            // Something else is in its place, or there is no room for it: it stays as it was, until somebody says so again.
+            let _ = port.bound.set_hidden(true);
             self.site.control.observer().failed(None, "renameat2", &err);
             let name = &port.bound.name;
             self.site.control.gate().set_stopped(name, true);
@@ -381,7 +358,7 @@ impl Reception {
     pub(super) fn sleep_until(&self) -> Option<Instant> {
         let doors = self.site.ports.iter().map(|port| self.door(port.index));
         doors
-            .flat_map(|door| [door.not_before, door.cut_at])
+            .flat_map(|door| [door.not_before, door.cuts.front().map(|(at, _)| *at)])
             .flatten()
             .min()
     }

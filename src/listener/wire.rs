@@ -24,6 +24,13 @@ pub(crate) enum Wire {
     Raw(Arc<Acceptor>),
 }
 
+impl Wire {
+    /// Whether a client is a stranger until it has shown the password.
+    pub(crate) fn asks_for_password(&self) -> bool {
+        matches!(self, Wire::Native | Wire::Passenger)
+    }
+}
+
 type Make = dyn Fn(&mut Context) -> Result<Made, Fault> + Send + Sync;
 type Made = (Box<dyn EventHandler>, Box<dyn Framing>);
 

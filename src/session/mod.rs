@@ -209,7 +209,8 @@ impl Session {
         self.is_pressed
     }
 
-    /// Receives nothing more until [`Session::resume_input`]. What has come waits.
+    /// Receives nothing more until [`Session::resume_input`]. What has come waits, and so does the news that the client has
+    /// gone: it keeps its place among the connections meanwhile.
     pub fn pause_input(&mut self) {
         self.is_paused = true;
     }

@@ -24,6 +24,7 @@ crate::tests![
     a_stream_that_does_not_listen_is_cut_off_when_the_grace_is_over,
     a_stopped_listener_without_connections_stops_nothing_else,
     an_earlier_stop_does_not_touch_those_who_come_after_the_start,
+    two_stops_within_a_grace_cut_each_time_off_for_itself,
     a_listener_whose_place_was_taken_stays_stopped,
     a_listener_is_told_as_stopped_behind_its_last_connection,
     unknown_listeners_are_errors,
@@ -316,6 +317,47 @@ fn an_earlier_stop_does_not_touch_those_who_come_after_the_start() {
         "neither told, nor cut off when the grace of the others is over"
     );
     echoes(&mut after);
+}
+
+fn two_stops_within_a_grace_cut_each_time_off_for_itself() {
+    let grace = Duration::from_millis(300);
+    let server = two()
+        .grace(grace)
+        .handle_stream("deaf", |_, (): (), mut channel: Channel| {
+            channel.send("here")?;
+            // Told to stop, it does not.
+            while channel.send("still here").is_ok() {
+                std::thread::yield_now();
+            }
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let open = || {
+        let mut channel = client(&server, "a").open("deaf", &()).unwrap();
+        assert_eq!(channel.recv::<String>().unwrap().unwrap(), "here");
+        channel
+    };
+    let is_cut = |mut channel: Channel<Client>| while let Ok(Some(_)) = channel.recv::<String>() {};
+    let first = open();
+    let begun = Instant::now();
+    server.stop_listener("a").unwrap();
+    server.start_listener("a").unwrap();
+    let second = open();
+    assert!(
+        begun.elapsed() < grace,
+        "the test is quick enough to say anything"
+    );
+    while begun.elapsed() < grace / 2 {
+        std::thread::yield_now();
+    }
+    let later = Instant::now();
+    server.stop_listener("a").unwrap();
+    is_cut(first);
+    let took = begun.elapsed();
+    assert!(took >= grace && took < grace * 3 / 2 + grace, "{took:?}");
+    is_cut(second);
+    assert!(later.elapsed() >= grace, "{:?}", later.elapsed());
 }
 
 fn a_listener_whose_place_was_taken_stays_stopped() {
