@@ -389,11 +389,11 @@ impl Driver {
 
     /// All answers have left.
     fn flushed(&mut self) {
-        self.run_deferred();
         if self.entry.is_known() {
             let session = self.entry.id;
             self.entry.observer().tell(|| Event::Flushed { session });
         }
+        self.run_deferred();
     }
 
     /// Runs what the handlers have put off until their answers were sent.

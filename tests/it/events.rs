@@ -292,7 +292,7 @@ fn panics_are_told_wherever_they_happen() {
     client.call::<_, ()>("later", &()).unwrap();
     expect(
         &mut lines,
-        &["true a deferred task: in a task true", "1 flushed"],
+        &["1 flushed", "true a deferred task: in a task true"],
     );
     client
         .open("stream", &())
