@@ -109,6 +109,10 @@ pub enum StartError {
         /// The name.
         name: String,
     },
+    /// [`Limits::low_watermark`](crate::Limits::low_watermark) is above `high_watermark`: a client would be relieved before
+    /// it is pressed.
+    #[error("low_watermark, {0}, is above high_watermark, {1}")]
+    Watermarks(usize, usize),
     /// A handler's name has more than 255 bytes.
     #[error("the handler's name {name:?} is longer than 255 bytes")]
     NameTooLong {

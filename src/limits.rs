@@ -43,7 +43,7 @@ pub struct Limits {
     /// Bytes that wait to be sent on one connection, above which no further call is taken from it, and a stream's
     /// `queue` sends. Default 256 KiB.
     pub high_watermark: usize,
-    /// When no more than this is left of them, calls are taken again. Default 64 KiB.
+    /// When no more than this is left of them, calls are taken again. It cannot be above `high_watermark`. Default 64 KiB.
     pub low_watermark: usize,
     /// Bytes that may wait to be sent on one connection: what would make them more is refused, with an error. With
     /// less than `high_watermark` and `max_frame` together, calls are taken one by one. Default 32 MiB.

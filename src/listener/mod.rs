@@ -136,6 +136,11 @@ impl Listener {
         self
     }
 
+    /// Those given to [`Listener::limits`].
+    pub(crate) fn own_limits(&self) -> Option<&Arc<Limits>> {
+        self.limits.as_ref()
+    }
+
     /// The names given to [`Listener::only`].
     pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.only.iter().flat_map(|names| names.iter())

@@ -305,6 +305,13 @@ impl Server {
         {
             return Err(StartError::NoSuchHandler { name: name.clone() });
         }
+        let of_listeners = self.listeners.iter().filter_map(Listener::own_limits);
+        for limits in of_listeners.chain([&self.limits]) {
+            let (low, high) = (limits.low_watermark, limits.high_watermark);
+            if low > high {
+                return Err(StartError::Watermarks(low, high));
+            }
+        }
         for (fd, id) in &self.keep {
             if id.is_none() || fdtable::open_file(*fd) != *id {
                 return Err(StartError::KeptFdClosed { fd: *fd });

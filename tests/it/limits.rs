@@ -6,7 +6,7 @@ use crate::hostile::{Raw, Tree, frame, hello, hello_frame, still_answers, tree};
 use crate::lifecycle::echo;
 use crate::processes::readable;
 use forkserver::{
-    Bytes, CallError, Client, Delivery, Fd, Limits, Listener, Password, ServerHandle,
+    Bytes, CallError, Client, Delivery, Fd, Limits, Listener, Password, ServerHandle, StartError,
 };
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ crate::tests![
     names_are_called_up_to_their_limit,
     passwords_of_both_extreme_lengths_open_and_no_others_can_be_written,
     a_hello_of_the_greatest_length_is_read_and_a_longer_one_is_not,
+    watermarks_may_meet_and_not_cross,
 ];
 
 /// Limits that differ from the usual ones as `change` says.
@@ -203,4 +204,16 @@ fn a_hello_of_the_greatest_length_is_read_and_a_longer_one_is_not() {
     raw.write(&hello(&[7; 109]));
     assert!(raw.read_to_end().is_empty(), "it is not even read");
     still_answers(&server);
+}
+
+fn watermarks_may_meet_and_not_cross() {
+    let marks =
+        |low, high| limits(|limits| (limits.low_watermark, limits.high_watermark) = (low, high));
+    let server = echo().limits(marks(100, 100)).start().unwrap();
+    still_answers(&server);
+    let of_a_listener = Listener::private().limits(marks(101, 100));
+    for definition in [echo().limits(marks(101, 100)), echo().listen(of_a_listener)] {
+        let err = definition.start().unwrap_err();
+        assert!(matches!(err, StartError::Watermarks(101, 100)), "{err}");
+    }
 }
