@@ -19,6 +19,11 @@ mod auth;
 mod batches;
 mod calls;
 mod closing;
+mod conformance_gate;
+mod conformance_order;
+mod conformance_passenger;
+mod conformance_poe;
+mod conformance_qore;
 mod crowds;
 mod death;
 mod drain;
@@ -66,6 +71,11 @@ fn main() {
         batches::TESTS,
         calls::TESTS,
         closing::TESTS,
+        conformance_gate::TESTS,
+        conformance_order::TESTS,
+        conformance_passenger::TESTS,
+        conformance_poe::TESTS,
+        conformance_qore::TESTS,
         crowds::TESTS,
         death::TESTS,
         drain::TESTS,
