@@ -50,7 +50,7 @@ pub enum Ending {
     /// Its handler returned an error, or panicked, and the client could be told nothing but the end.
     #[error("the handler failed")]
     Faulted,
-    /// The connection broke.
+    /// The connection broke, or ended within a message.
     #[error("the connection broke")]
     Broken,
 }

@@ -324,7 +324,11 @@ impl ServerSession {
             }
             Ok(Some(call)) => Some(Step::Event(Happening::Call(self.begin(call)))),
             Ok(None) if self.inbox.is_at_end() => {
-                let ending = self.leaving.clone().unwrap_or(Ending::Finished);
+                let within_a_frame = self.inbox.has_unread();
+                let ending = self.leaving.clone().unwrap_or(match within_a_frame {
+                    true => Ending::Broken,
+                    false => Ending::Finished,
+                });
                 self.end(ending);
                 None
             }

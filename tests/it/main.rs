@@ -24,6 +24,7 @@ mod conformance_order;
 mod conformance_passenger;
 mod conformance_poe;
 mod conformance_qore;
+mod conformance_tanzer;
 mod crowds;
 mod death;
 mod drain;
@@ -76,6 +77,7 @@ fn main() {
         conformance_passenger::TESTS,
         conformance_poe::TESTS,
         conformance_qore::TESTS,
+        conformance_tanzer::TESTS,
         crowds::TESTS,
         death::TESTS,
         drain::TESTS,
