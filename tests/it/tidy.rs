@@ -10,6 +10,7 @@ crate::tests![
     files_and_functions_are_short,
     modules_say_what_they_are,
     the_changelog_has_the_version,
+    tests_that_the_catalogues_name_are_there,
 ];
 
 /// Modules by floor, lowest first; modules of one floor may use each other.
@@ -324,4 +325,40 @@ fn modules_say_what_they_are() {
 fn the_changelog_has_the_version() {
     let changelog = std::fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(changelog.contains(&format!("## [{}]", env!("CARGO_PKG_VERSION"))));
+}
+
+/// The lists at the heads of `conformance_*.rs` say where what other systems assert is tested. They must not outlive the tests.
+fn tests_that_the_catalogues_name_are_there() {
+    let directory = root().join("tests/it");
+    let text_of = |module: &str| {
+        std::fs::read_to_string(directory.join(format!("{module}.rs"))).unwrap_or_default()
+    };
+    let modules = std::fs::read_dir(&directory).unwrap();
+    let modules = modules.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut count = 0;
+    for module in modules.filter_map(|name| name.strip_suffix(".rs").map(String::from)) {
+        if !module.starts_with("conformance_") {
+            continue;
+        }
+        let text = text_of(&module);
+        let head: String = text
+            .lines()
+            .map_while(|line| line.strip_prefix("//!"))
+            .collect();
+        // What stands between two signs of this kind is every other part.
+        for name in head.split('`').skip(1).step_by(2) {
+            let (place, test) = match name.split_once("::") {
+                Some((place, test)) if !name.contains(char::is_uppercase) => (place, test),
+                None if text.contains(&format!("[`{name}`]")) => (module.as_str(), name),
+                _ => continue,
+            };
+            let is_there = text_of(place).contains(&format!("fn {test}()"));
+            let is_a_module = test == "*" && !text_of(place).is_empty();
+            // Of the crate's own unit tests, a module is named.
+            let is_unit = root().join("src").join(place).exists();
+            assert!(is_there || is_a_module || is_unit, "{module}: {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
 }
