@@ -161,8 +161,8 @@ fn a_connection_is_a_span_and_what_happens_to_it_an_event_within() {
     assert_eq!(
         rest,
         [
-            "0: INFO stopped listener=default",
-            "0: INFO paused listener=default reason=the server is stopping"
+            "0: INFO paused listener=default reason=the server is stopping",
+            "0: INFO stopped listener=default"
         ]
     );
 }
