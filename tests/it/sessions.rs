@@ -47,6 +47,7 @@ crate::tests![
     every_end_is_told_to_the_handler_once,
     a_panicking_callback_ends_its_session_only,
     whatever_is_the_users_may_panic_when_it_is_asked_or_dropped,
+    descriptors_that_no_framing_has_a_place_for_are_not_kept,
     silence_and_slowness_end_a_session_at_their_deadlines,
     sessions_are_told_when_the_server_stops,
     sessions_of_a_stopped_listener_are_told_alone,
@@ -996,6 +997,39 @@ fn whatever_is_the_users_may_panic_when_it_is_asked_or_dropped() {
     let after = crate::harness::descriptors(&server.pid().to_string()).len();
     assert_eq!(before, after);
     assert_eq!(server.stop().unwrap(), forkserver::Exit::Code(0));
+}
+
+fn descriptors_that_no_framing_has_a_place_for_are_not_kept() {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use std::os::fd::AsRawFd;
+    // One listener's sockets refuse them, where the kernel can; those of one that was handed in do not.
+    let handed = std::env::temp_dir().join("handed");
+    let socket = std::os::unix::net::UnixListener::bind(&handed).unwrap();
+    let listener = Listener::from_fd(socket).name("handed");
+    let server = speaking(|_| Ok(Echo))
+        .listen(listener.handle_events(Lines::default, |_| Ok(Echo)))
+        .start()
+        .unwrap();
+    let count = || crate::harness::descriptors(&server.pid().to_string()).len();
+    let before = count();
+    let (read, _write) = std::io::pipe().unwrap();
+    let fds = [read.as_raw_fd(); 100];
+    for place in [path(), handed.clone()] {
+        for _ in 0..20 {
+            let stream = UnixStream::connect(&place).unwrap();
+            let parts = [std::io::IoSlice::new(b"x\n")];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let (fd, flags) = (stream.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+            if sendmsg::<()>(fd, &parts, &rights, flags, None).is_err() {
+                sendmsg::<()>(fd, &parts, &[], flags, None).unwrap();
+            }
+            assert_eq!(line(&mut BufReader::new(stream)), "x");
+        }
+    }
+    is_empty(&server);
+    assert_eq!(count(), before);
+    drop(server);
+    std::fs::remove_file(handed).unwrap();
 }
 
 fn silence_and_slowness_end_a_session_at_their_deadlines() {
