@@ -12,6 +12,7 @@ pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod passenger;
+mod patience;
 pub(crate) mod server;
 pub(crate) mod stream;
 

@@ -14,6 +14,7 @@ use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
 use super::inbox::Inbox;
 use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
 use super::outbox::Outbox;
+use super::patience::Patience;
 use super::stream::{self, Side, StreamIn, StreamOut};
 use crate::limits::{Bounds, Limits};
 use crate::password::Password;
@@ -52,9 +53,7 @@ pub(crate) struct ServerSession {
     /// Boxed, because it is lent with every call of a batch.
     pub(crate) outbox: Box<Outbox>,
     state: State,
-    deadline: Option<Instant>,
-    /// What the deadline is about, so that progress there, and only there, moves it.
-    phase: Phase,
+    patience: Patience,
     /// The welcome is queued and waits for the first reply to travel with.
     holds_welcome: bool,
     /// Why no further call is begun, if so.
@@ -75,21 +74,12 @@ pub(crate) struct ServerSession {
     leftover: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Greeting,
-    Idle,
-    Receiving,
-    Sending,
-}
-
 impl ServerSession {
     pub(crate) fn new(password: Arc<Password>, limits: Arc<Limits>, now: Instant) -> ServerSession {
         ServerSession {
             inbox: Inbox::new(limits.bounds()),
             outbox: Box::new(Outbox::new(limits.bounds())),
-            deadline: now.checked_add(limits.auth_timeout),
-            phase: Phase::Greeting,
+            patience: Patience::with_stranger(&limits, now),
             state: State::Greeting,
             holds_welcome: false,
             leaving: None,
@@ -107,7 +97,7 @@ impl ServerSession {
 
     /// The client is known to be the owner's, and may say hello when it likes.
     pub(crate) fn has_time(&mut self) {
-        self.deadline = None;
+        self.patience.lift();
     }
 
     /// What to do next.
@@ -161,8 +151,7 @@ impl ServerSession {
         } else {
             State::Ready
         };
-        self.phase = Phase::Idle;
-        self.deadline = None;
+        self.patience.rest();
         self.leave_at_limit();
         self.leave_if(has_failed, Ending::CallFailed);
     }
@@ -203,7 +192,7 @@ impl ServerSession {
 
     /// When the session wants to be polled again even if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.patience.deadline()
     }
 
     /// Whether descriptors may be received: never before the password was right.
@@ -258,8 +247,7 @@ impl ServerSession {
         } else {
             self.state = State::Ready;
             self.holds_welcome = !hello.wait;
-            self.phase = Phase::Idle;
-            self.deadline = None;
+            self.patience.rest();
             self.leave_at_limit();
             return Ok(Some(hello.fds));
         }
@@ -267,7 +255,7 @@ impl ServerSession {
     }
 
     fn wait_for_hello(&mut self, now: Instant) -> Step<Happening> {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        if self.patience.is_over(now) {
             self.end(Ending::TimedOut);
             return Step::Closed;
         }
@@ -301,7 +289,7 @@ impl ServerSession {
             id: call.id,
             last: call.last,
         };
-        self.deadline = None;
+        self.patience.lift();
         self.calls += 1;
         call
     }
@@ -366,16 +354,9 @@ impl ServerSession {
     }
 
     fn wait_for_call(&mut self, now: Instant) -> Option<Step<Happening>> {
-        let (phase, limit, ending) = match self.inbox.has_unread() {
-            true => (
-                Phase::Receiving,
-                Some(self.limits.frame_timeout),
-                Ending::TimedOut,
-            ),
-            false => (Phase::Idle, self.limits.idle_timeout, Ending::Idle),
-        };
-        self.enter(phase, limit, now);
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        let has_begun = self.inbox.has_unread();
+        let ending = self.patience.wait_for_input(has_begun, &self.limits, now);
+        if self.patience.is_over(now) {
             self.end(ending);
             return None;
         }
@@ -386,15 +367,15 @@ impl ServerSession {
     /// as well, behind a look at the clock, which is needed only if that time has an end.
     pub(crate) fn falls_silent(&mut self, now: impl FnOnce() -> Instant) {
         match self.limits.idle_timeout {
-            Some(limit) => self.enter(Phase::Idle, Some(limit), now()),
+            Some(_) => drop(self.patience.wait_for_input(false, &self.limits, now())),
             // What was sent has left: its deadline is nobody's any more.
-            None => (self.phase, self.deadline) = (Phase::Idle, None),
+            None => self.patience.rest(),
         }
     }
 
     fn flush(&mut self, now: Instant) -> Step<Happening> {
-        self.enter(Phase::Sending, Some(self.limits.write_timeout), now);
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        self.patience.wait_for_room(&self.limits, now);
+        if self.patience.is_over(now) {
             self.state = State::Closing(Ending::TimedOut);
             return Step::Closed;
         }
@@ -405,16 +386,7 @@ impl ServerSession {
     pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
         self.outbox.transmitted(len);
         self.has_left();
-        if self.phase == Phase::Sending {
-            self.deadline = now.checked_add(self.limits.write_timeout);
-        }
-    }
-
-    fn enter(&mut self, phase: Phase, limit: Option<std::time::Duration>, now: Instant) {
-        if self.phase != phase || self.deadline.is_none() {
-            self.phase = phase;
-            self.deadline = limit.and_then(|limit| now.checked_add(limit));
-        }
+        self.patience.has_sent(&self.limits, now);
     }
 
     fn deny(&mut self, denied: Denied, ending: Ending) {

@@ -13,9 +13,10 @@ use crate::protocol::frame::ProtocolError;
 use crate::protocol::inbox::Inbox;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::passenger::{ARRAY_HEAD, SCALAR_HEAD};
+use crate::protocol::patience::Patience;
 use bytes::BytesMut;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The longest password that is waited for. The original's have 86 bytes at most, ours [`Password::MAX`].
 pub(crate) const MAX_PASSWORD: usize = 128;
@@ -41,14 +42,6 @@ enum State {
     Closing(Ending),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Greeting,
-    Idle,
-    Receiving,
-    Sending,
-}
-
 /// One connection, seen by the server.
 #[derive(Debug)]
 pub(crate) struct PassengerSession {
@@ -57,9 +50,7 @@ pub(crate) struct PassengerSession {
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     state: State,
-    deadline: Option<Instant>,
-    /// What the deadline is about.
-    phase: Phase,
+    patience: Patience,
     draining: bool,
 }
 
@@ -73,8 +64,7 @@ impl PassengerSession {
             inbox: Inbox::new(limits.bounds()),
             outbox: Outbox::new(limits.bounds()),
             state: State::Greeting,
-            deadline: now.checked_add(limits.auth_timeout),
-            phase: Phase::Greeting,
+            patience: Patience::with_stranger(&limits, now),
             draining: false,
             password,
             limits,
@@ -117,7 +107,7 @@ impl PassengerSession {
 
     /// When the session wants to be polled again even if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.patience.deadline()
     }
 
     /// Why the session is over, once it is.
@@ -131,9 +121,7 @@ impl PassengerSession {
     /// Output made progress: the write timeout begins anew.
     pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
         self.outbox.transmitted(len);
-        if self.phase == Phase::Sending {
-            self.deadline = now.checked_add(self.limits.write_timeout);
-        }
+        self.patience.has_sent(&self.limits, now);
     }
 
     /// One turn of the state `Greeting`. `None`: the state has changed, look again.
@@ -147,8 +135,7 @@ impl PassengerSession {
                 let given = self.inbox.take(len);
                 if self.password.matches(&given[SCALAR_HEAD..]) {
                     self.state = State::Ready;
-                    self.phase = Phase::Idle;
-                    self.deadline = None;
+                    self.patience.rest();
                     return Some(Step::Event(Happening::Authenticated));
                 }
                 self.end(Ending::Denied);
@@ -173,15 +160,8 @@ impl PassengerSession {
             Ok(Front::Whole(len)) => self.begin(len),
             Ok(Front::Partial(least)) => {
                 self.inbox.expect(least);
-                let (phase, limit, late) = match self.inbox.has_unread() {
-                    true => (
-                        Phase::Receiving,
-                        Some(self.limits.frame_timeout),
-                        Ending::TimedOut,
-                    ),
-                    false => (Phase::Idle, self.limits.idle_timeout, Ending::Idle),
-                };
-                self.enter(phase, limit, now);
+                let has_begun = self.inbox.has_unread();
+                let late = self.patience.wait_for_input(has_begun, &self.limits, now);
                 self.receive(now, late, Ending::Finished)
             }
             Err(TooLong { size, limit }) => {
@@ -203,7 +183,7 @@ impl PassengerSession {
             return None;
         };
         self.state = State::Calling;
-        self.deadline = None;
+        self.patience.lift();
         let args = elements.collect();
         Some(Step::Event(Happening::Request { name, args }))
     }
@@ -212,7 +192,7 @@ impl PassengerSession {
     fn receive(&mut self, now: Instant, late: Ending, eof: Ending) -> Option<Step<Happening>> {
         if self.inbox.is_at_end() {
             self.end(eof);
-        } else if self.deadline.is_some_and(|deadline| now >= deadline) {
+        } else if self.patience.is_over(now) {
             self.end(late);
         } else {
             return Some(Step::Receive);
@@ -221,19 +201,12 @@ impl PassengerSession {
     }
 
     fn flush(&mut self, now: Instant) -> Step<Happening> {
-        self.enter(Phase::Sending, Some(self.limits.write_timeout), now);
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        self.patience.wait_for_room(&self.limits, now);
+        if self.patience.is_over(now) {
             self.end(Ending::TimedOut);
             return Step::Closed;
         }
         Step::Transmit
-    }
-
-    fn enter(&mut self, phase: Phase, limit: Option<Duration>, now: Instant) {
-        if self.phase != phase || self.deadline.is_none() {
-            self.phase = phase;
-            self.deadline = limit.and_then(|limit| now.checked_add(limit));
-        }
     }
 
     fn end(&mut self, ending: Ending) {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::protocol::tests::feed;
+use std::time::Duration;
 
 const PASSWORD: &[u8; 16] = b"sixteen bytes ..";
 
@@ -308,7 +309,7 @@ fn no_garbage_is_answered_or_kept_waiting_for_ever() {
                 open = run(&mut session, now).1.is_some();
             }
             assert_eq!(session.outbox.queued(), 0);
-            let waits = session.deadline().is_some() || session.phase == Phase::Idle;
+            let waits = session.deadline().is_some() || session.patience.is_at_rest();
             assert!(!open || waits, "{bytes:?}");
         }
     }
