@@ -29,6 +29,8 @@ pub struct Address {
     pub(crate) path: PathBuf,
     pub(crate) password: Password,
     pub(crate) identity: Identity,
+    /// The server has workers, who know what became of each other.
+    pub(crate) has_workers: bool,
 }
 
 /// The process that must be listening: the one that called `listen` last.
@@ -168,6 +170,9 @@ impl Address {
             // Writing to a string does not fail.
             let _ = writeln!(text, "inode {inode}");
         }
+        if self.has_workers {
+            text.push_str("workers yes\n");
+        }
         write_hex(&mut text, "path", self.path.as_os_str().as_bytes());
         write_hex(&mut text, "password", self.password.as_bytes());
         text
@@ -179,12 +184,14 @@ impl Address {
             return None;
         }
         let (mut pid, mut uid, mut inode, mut path, mut password) = (None, None, None, None, None);
+        let mut has_workers = false;
         for line in lines {
             let (key, value) = line.split_once(' ')?;
             match key {
                 "pid" => pid = Some(value.parse().ok()?),
                 "uid" => uid = Some(value.parse().ok()?),
                 "inode" => inode = Some(value.parse().ok()?),
+                "workers" => has_workers = value == "yes",
                 "path" => {
                     path = Some(PathBuf::from(std::ffi::OsString::from_vec(read_hex(
                         value,
@@ -205,6 +212,7 @@ impl Address {
                 uid: uid?,
                 inode,
             },
+            has_workers,
         })
     }
 }
@@ -246,9 +254,11 @@ mod tests {
             path,
             password: Password::generate().unwrap(),
             identity,
+            has_workers: true,
         };
         let read = Address::from_text(&address.to_text()).expect("what was written can be read");
         assert_eq!((read.path, read.identity), (address.path, identity));
+        assert!(read.has_workers);
         assert!(read.password.matches(address.password.as_bytes()));
     }
 

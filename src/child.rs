@@ -25,7 +25,8 @@ fn soon() -> Option<Instant> {
 pub(crate) struct Child {
     pub(crate) pid: u32,
     pidfd: PidFd,
-    lifeline: OwnedFd,
+    /// Until it is let go.
+    lifeline: Option<OwnedFd>,
     pub(crate) control: ControlLine,
     exit: Mutex<Option<Exit>>,
 }
@@ -101,7 +102,7 @@ impl Child {
         Ok(Child {
             pid,
             pidfd,
-            lifeline,
+            lifeline: Some(lifeline),
             control,
             exit: Mutex::new(None),
         })
@@ -120,10 +121,15 @@ impl Child {
         Ok(Child {
             pid,
             pidfd,
-            lifeline,
+            lifeline: Some(lifeline),
             control,
             exit: Mutex::new(None),
         })
+    }
+
+    /// Lets the child's lifeline go: it has nobody to live for, and ends within its grace.
+    pub(crate) fn orphan(&mut self) {
+        self.lifeline = None;
     }
 
     /// Lets the child's control line go, and waits for the end that it takes that for; it is killed if there is none
@@ -148,12 +154,16 @@ impl Child {
     }
 
     /// The numbers of all that it is held by.
-    pub(crate) fn descriptors(&self) -> [RawFd; 3] {
-        [
-            self.pidfd.as_fd().as_raw_fd(),
-            self.lifeline.as_raw_fd(),
-            self.control.as_fd().as_raw_fd(),
-        ]
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let lines = [self.pidfd.as_fd(), self.control.as_fd()].into_iter();
+        lines
+            .chain(self.lifeline.as_ref().map(AsFd::as_fd))
+            .map(|fd| fd.as_raw_fd())
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: crate::Signal) -> io::Result<()> {
+        self.pidfd.signal(signal as i32)
     }
 
     /// Kills a child that failed to start. It has rights of ours only.
@@ -184,7 +194,8 @@ impl Child {
 
     /// Another share in the child's life.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
-        self.lifeline.try_clone()
+        let lifeline = self.lifeline.as_ref();
+        lifeline.ok_or(io::ErrorKind::NotConnected)?.try_clone()
     }
 
     /// The number that names this process and no other, where the kernel has one.
@@ -252,6 +263,18 @@ impl Child {
         Ok(pidfd
             .wait_and_reap(Instant::now().checked_add(patience))?
             .map(Exit::from))
+    }
+
+    /// Kills a child and its children, which it kills itself if it is asked to.
+    pub(crate) fn kill_with_children(self, grace: Duration) -> io::Result<Option<Exit>> {
+        let order = Order::Stop {
+            patience: Duration::ZERO,
+        };
+        let _ = self.control.send(&order, soon());
+        match self.wait(soon())? {
+            Some(exit) => Ok(Some(exit)),
+            None => self.kill(grace),
+        }
     }
 
     /// Gives the child up. It is still ours to be reaped: at a later start.

@@ -13,6 +13,7 @@ use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
 use crate::protocol::inbox::Inbox;
 use crate::protocol::message::{EncodedValue, write_reply};
+use crate::scoreboard::ReplaceReason;
 use crate::sys::rights::{self, Rights};
 use crate::sys::{file, poll, socket};
 use serde::de::DeserializeOwned;
@@ -43,6 +44,19 @@ pub(crate) enum Request {
     StopListener(String),
     StartListener(String),
     RotatePassword(String, Secret),
+    SetWorkers(usize),
+    Reload,
+}
+
+/// What a worker wants of its monitor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Wish {
+    /// The server shall stop.
+    Stop,
+    /// All others shall do it, too.
+    Do(Request),
+    /// It has done enough, and shall be replaced.
+    Retire(ReplaceReason),
 }
 
 /// What a server says to its owner.
@@ -61,6 +75,8 @@ pub(crate) enum Report {
         number: u64,
         result: Result<Status, Refusal>,
     },
+    /// Of a worker.
+    Wish(Wish),
 }
 
 /// Why something has not been done that was asked for.
@@ -68,6 +84,9 @@ pub(crate) enum Report {
 pub(crate) enum Refusal {
     NoSuchListener(String),
     NotStarted(String),
+    NoWorkers,
+    WorkerCount(usize),
+    NotReloaded,
 }
 
 /// Where a server is that its owner knows nothing of yet.
@@ -130,18 +149,20 @@ impl ArgumentsFile {
 }
 
 /// What went wrong in a child before it was ready.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) stage: String,
     pub(crate) message: String,
     /// A hook of the user's failed, and not the set-up around it.
     pub(crate) in_hook: bool,
+    /// It panicked, so that it may go well another time.
+    pub(crate) panicked: bool,
     /// It must not have threads, and has so many.
     pub(crate) threads: usize,
 }
 
 /// The longest message: longer texts are cut.
-const MAX_MESSAGE: usize = 32 << 10;
+const MAX_MESSAGE: usize = 128 << 10;
 const MAX_TEXT: usize = 8 << 10;
 
 impl Failure {
@@ -149,7 +170,15 @@ impl Failure {
     pub(crate) fn of_threads(threads: usize) -> Failure {
         Failure {
             threads,
-            ..Failure::new("preload", "it leaves threads behind", true)
+            ..Failure::new("initialize", "it leaves threads behind", true)
+        }
+    }
+
+    /// A hook has panicked.
+    pub(crate) fn of_panic(hook: &str, message: String) -> Failure {
+        Failure {
+            panicked: true,
+            ..Failure::new(hook, message, true)
         }
     }
 
@@ -159,6 +188,7 @@ impl Failure {
             stage: stage.into(),
             message,
             in_hook,
+            panicked: false,
             threads: 0,
         }
     }

@@ -3,11 +3,14 @@
 //! Invariant: every error names its cause or its limit, and a failed call says whether its handler may have run.
 
 mod running;
+mod stream;
 
 pub use self::running::{ControlError, StopError, StopReason};
+pub use self::stream::StreamError;
 
 use crate::exit::Exit;
 use crate::protocol::frame::ProtocolError;
+use crate::worker::Worker;
 use crate::{RemoteFault, Signal};
 use std::io;
 use std::path::PathBuf;
@@ -113,6 +116,9 @@ pub enum StartError {
     /// it is pressed.
     #[error("low_watermark, {0}, is above high_watermark, {1}")]
     Watermarks(usize, usize),
+    /// No such number of workers can be had.
+    #[error("{0} workers cannot be had: 1 to 255")]
+    WorkerCount(usize),
     /// A handler's name has more than 255 bytes.
     #[error("the handler's name {name:?} is longer than 255 bytes")]
     NameTooLong {
@@ -327,6 +333,16 @@ pub enum CallError {
         /// `NotSent` if the call had not left yet.
         delivery: Delivery,
     },
+    /// The [worker](crate::Server::prefork) died that had the call. The connection is gone; others serve.
+    #[error("{worker} died: {exit}")]
+    WorkerDied {
+        /// Which worker.
+        worker: Worker,
+        /// How it ended.
+        exit: Exit,
+        /// `NotSent` if it had not begun the call.
+        delivery: Delivery,
+    },
     /// The other side broke the protocol, or says that we did. The connection is gone.
     #[error("protocol error: {0}")]
     Protocol(String),
@@ -366,63 +382,11 @@ impl CallError {
             | CallError::NoSuchCall => Delivery::NotSent,
             CallError::TypeMismatch { delivery, .. }
             | CallError::TimedOut { delivery, .. }
+            | CallError::WorkerDied { delivery, .. }
             | CallError::Disconnected { delivery } => *delivery,
             CallError::Protocol(_) | CallError::Io { .. } => Delivery::MaybeExecuted,
         }
     }
-}
-
-/// Why nothing more can be sent or received on a [`Channel`](crate::Channel), unless it says otherwise.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StreamError {
-    /// The handler returned a [`Fault`](crate::Fault).
-    #[error("{0}")]
-    Fault(#[source] RemoteFault),
-    /// The handler panicked. The server lives.
-    #[error("the handler panicked at {location}: {message}")]
-    Panicked {
-        /// What it said.
-        message: String,
-        /// Source file, line and column.
-        location: String,
-    },
-    /// The handler was told to stop, and nothing has arrived that could still be received. The channel is in order.
-    #[error("{0}")]
-    Stopped(StopReason),
-    /// Nothing can be sent any more: this side has finished, or the handler has returned.
-    #[error("the stream has been finished")]
-    Finished,
-    /// The other side is gone, and has not finished.
-    #[error("the other side hung up")]
-    Disconnected,
-    /// Nothing came, or nothing could be sent, in time. The channel is in order; what was sent and has not left
-    /// yet leaves with the next `send` or `flush`.
-    #[error("nothing moved within {0:?}")]
-    TimedOut(Duration),
-    /// An item that came has another type. The channel is in order.
-    #[error("the item does not have the expected type: {0}")]
-    TypeMismatch(String),
-    /// The item has a form that cannot be sent. The channel is in order.
-    #[error("the item cannot be encoded: {0}")]
-    Encode(String),
-    /// The item exceeds a limit. The channel is in order.
-    #[error("the item cannot be sent: {0}")]
-    TooLarge(ProtocolError),
-    /// The other side broke the protocol, or says that we did.
-    #[error("protocol error: {0}")]
-    Protocol(String),
-    /// The channel was made in another process.
-    #[error("the channel belongs to another process, of which this one is a forked copy")]
-    WrongProcess,
-    /// The operating system refused something.
-    #[error("{action}: {source}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
 }
 
 /// Names the action that an `io::Error` belongs to.

@@ -5,6 +5,7 @@
 use crate::context::Peer;
 use crate::panics::{self, Panicked};
 use crate::protocol::ending::Ending;
+use crate::scoreboard::PoolEvent;
 use std::io;
 use std::sync::Arc;
 
@@ -116,6 +117,9 @@ pub enum Event {
         /// What the handler said, or why it was not called.
         reason: String,
     },
+    /// Something happened to the [workers](crate::Server::prefork). Told in the monitor, all others in the worker in which they
+    /// happen.
+    Pool(PoolEvent),
     /// A handler or hook panicked.
     Panicked {
         /// The connection, if it was for one.

@@ -2,10 +2,11 @@
 //!
 //! Invariant: plain data; it says what the kernel says, and `Unknown` where somebody else took the status.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How a server ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Exit {
     /// It ended by itself, with this exit status. 0 after an orderly stop.

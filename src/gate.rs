@@ -5,11 +5,12 @@
 
 use crate::event::PauseReason;
 use crate::limits::Limits;
+use crate::scoreboard::{Board, PoolStatus, Region, counter};
 use crate::sys::poll::Waker;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What a server is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Status {
     pub accepted: u64,
     /// Calls that were ever begun.
     pub calls: u64,
+    /// The workers, if there are any. The numbers above are then sums over those that live; limits are each
+    /// worker's.
+    pub pool: Option<PoolStatus>,
 }
 
 /// What a listener is doing.
@@ -63,10 +67,10 @@ pub(crate) struct Gate {
     /// What was asked for since; `usize::MAX`: nothing less.
     wanted: AtomicUsize,
     paused: AtomicBool,
-    connections: AtomicUsize,
-    streams: AtomicUsize,
-    accepted: AtomicU64,
-    calls: AtomicU64,
+    /// What is counted, unless this is a worker.
+    own: Region,
+    /// What is counted in a worker, where the others see it.
+    of_worker: OnceLock<Region>,
     /// Makes the engine look at all this again.
     waker: Waker,
 }
@@ -88,12 +92,26 @@ impl Gate {
             ceiling: AtomicUsize::new(limits.max_connections),
             wanted: AtomicUsize::new(usize::MAX),
             paused: AtomicBool::new(false),
-            connections: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
-            accepted: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
+            own: Board::of_one()?.region(0),
+            of_worker: OnceLock::new(),
             waker: Waker::new()?,
         })
+    }
+
+    /// This process is a worker from now on, and shares no waker with others.
+    pub(crate) fn become_worker(&self, region: Region) -> io::Result<()> {
+        let _ = self.of_worker.set(region);
+        self.waker.renew()
+    }
+
+    /// What is counted.
+    #[inline]
+    pub(crate) fn counts(&self) -> &Region {
+        self.of_worker.get().unwrap_or(&self.own)
+    }
+
+    fn connections(&self) -> usize {
+        self.counts().get(counter::CONNECTIONS) as usize
     }
 
     /// The system has room for no more than this.
@@ -132,7 +150,7 @@ impl Gate {
             return Some(PauseReason::Requested);
         }
         let way = &self.ways[listener];
-        let is_full = self.connections.load(Ordering::SeqCst) >= self.limit()
+        let is_full = self.connections() >= self.limit()
             || way.connections.load(Ordering::SeqCst) >= way.max_connections;
         is_full.then_some(PauseReason::MaxConnections)
     }
@@ -144,12 +162,12 @@ impl Gate {
                 .connections
                 .fetch_add(1, Ordering::SeqCst);
         }
-        self.connections.fetch_add(1, Ordering::SeqCst);
-        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.counts().add(counter::CONNECTIONS, 1);
+        self.counts().add(counter::ACCEPTED, 1);
     }
 
     pub(crate) fn left(&self, listener: Option<usize>) {
-        self.connections.fetch_sub(1, Ordering::SeqCst);
+        self.counts().subtract(counter::CONNECTIONS, 1);
         if let Some(listener) = listener {
             self.ways[listener]
                 .connections
@@ -158,11 +176,24 @@ impl Gate {
     }
 
     pub(crate) fn set_streams(&self, count: usize) {
-        self.streams.store(count, Ordering::SeqCst);
+        self.counts().set(counter::STREAMS, count as u64);
     }
 
-    pub(crate) fn call_begins(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+    /// A call begins: which it is of all.
+    #[inline]
+    pub(crate) fn call_begins(&self) -> u64 {
+        self.counts().add(counter::CALLS, 1)
+    }
+
+    /// One was answered with an error.
+    pub(crate) fn call_fails(&self) {
+        self.counts().add(counter::FAILED, 1);
+    }
+
+    /// How much memory this process has.
+    pub(crate) fn set_memory(&self, private: u64, shared: u64) {
+        self.counts().set(counter::PRIVATE, private);
+        self.counts().set(counter::SHARED, shared);
     }
 
     pub(crate) fn waker(&self) -> &Waker {
@@ -176,14 +207,16 @@ impl Gate {
             max_connections: way.max_connections,
             stopped: way.stopped.load(Ordering::SeqCst),
         };
+        let counts = self.counts();
         Status {
             listeners: self.ways.iter().map(listener).collect(),
-            connections: self.connections.load(Ordering::SeqCst),
-            streams: self.streams.load(Ordering::SeqCst),
+            connections: self.connections(),
+            streams: counts.get(counter::STREAMS) as usize,
             max_connections: self.limit(),
             paused: self.paused.load(Ordering::SeqCst),
-            accepted: self.accepted.load(Ordering::Relaxed),
-            calls: self.calls.load(Ordering::Relaxed),
+            accepted: counts.get(counter::ACCEPTED),
+            calls: counts.get(counter::CALLS),
+            pool: None,
         }
     }
 

@@ -92,7 +92,10 @@ impl ServerHandle {
             .control
             .send(&order, Some(Instant::now() + PATIENCE))
         {
-            Ok(()) => Ok(Client::over(ours, self.password.clone())),
+            Ok(()) => {
+                let client = Client::over(ours, self.password.clone());
+                Ok(client.of_server_at(self.address()))
+            }
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
                 path: self.address().path.clone(),
             }),
@@ -111,7 +114,7 @@ impl ServerHandle {
     /// # Errors
     /// The server is gone, or does not answer within 4 s: a handler of a signal or a hook keeps its control thread.
     pub fn status(&self) -> Result<Status, ControlError> {
-        self.ask(Request::Status)
+        self.ask(Request::Status, Some(PATIENCE))
     }
 
     /// How many connections may be served at a time; `None`: as many as the definition allows, which is the most.
@@ -120,7 +123,8 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::status`].
     pub fn set_max_connections(&self, count: Option<usize>) -> Result<(), ControlError> {
-        self.ask(Request::SetMaxConnections(count)).map(drop)
+        self.ask(Request::SetMaxConnections(count), Some(PATIENCE))
+            .map(drop)
     }
 
     /// Has nobody accepted until [`ServerHandle::resume`]: those that come wait, those that there are go on, and
@@ -129,7 +133,7 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::status`].
     pub fn pause(&self) -> Result<(), ControlError> {
-        self.ask(Request::Pause).map(drop)
+        self.ask(Request::Pause, Some(PATIENCE)).map(drop)
     }
 
     /// Ends a [`ServerHandle::pause`]. Returns when the server has confirmed.
@@ -137,7 +141,7 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::status`].
     pub fn resume(&self) -> Result<(), ControlError> {
-        self.ask(Request::Resume).map(drop)
+        self.ask(Request::Resume, Some(PATIENCE)).map(drop)
     }
 
     /// Lets nobody in through a listener until [`ServerHandle::start_listener`]: its socket's file is renamed (to
@@ -148,7 +152,8 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::status`], and [`ControlError::NoSuchListener`].
     pub fn stop_listener(&self, name: &str) -> Result<(), ControlError> {
-        self.ask(Request::StopListener(name.into())).map(drop)
+        self.ask(Request::StopListener(name.into()), Some(PATIENCE))
+            .map(drop)
     }
 
     /// Lets clients in again through a listener that was stopped, at the same address. Returns when they can connect.
@@ -156,7 +161,8 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::stop_listener`], and [`ControlError::NotStarted`].
     pub fn start_listener(&self, name: &str) -> Result<(), ControlError> {
-        self.ask(Request::StartListener(name.into())).map(drop)
+        self.ask(Request::StartListener(name.into()), Some(PATIENCE))
+            .map(drop)
     }
 
     /// Gives a listener another password, which all clients need that it accepts from now on, those who wait in its
@@ -181,7 +187,8 @@ impl ServerHandle {
         password: Password,
     ) -> Result<(), ControlError> {
         let secret = Secret(password.clone());
-        self.ask(Request::RotatePassword(listener.into(), secret))?;
+        let request = Request::RotatePassword(listener.into(), secret);
+        self.ask(request, Some(PATIENCE))?;
         let mut addresses = self.addresses.iter_mut();
         if let Some((_, address)) = addresses.find(|(name, _)| name == listener) {
             address.password = password;
@@ -189,7 +196,28 @@ impl ServerHandle {
         Ok(())
     }
 
-    fn ask(&self, request: Request) -> Result<Status, ControlError> {
+    /// How many workers there shall be, 1 to 255. Those that are too many finish what they have begun. Returns when the server
+    /// has taken note of it.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`]; [`ControlError::NoWorkers`], [`ControlError::WorkerCount`].
+    pub fn set_workers(&self, count: usize) -> Result<(), ControlError> {
+        self.ask(Request::SetWorkers(count), Some(PATIENCE))
+            .map(drop)
+    }
+
+    /// Replaces all workers by new ones, one after the other: each finishes what it has begun, and leaves when its successor
+    /// serves, so that no call is lost. [`Server::worker_started`](crate::Server::worker_started) runs once more in each,
+    /// `initialize` does not. Returns when all are new.
+    ///
+    /// # Errors
+    /// As [`ServerHandle::status`], but however long it takes; [`ControlError::NoWorkers`];
+    /// [`ControlError::NotReloaded`]: the others stay.
+    pub fn reload(&self) -> Result<(), ControlError> {
+        self.ask(Request::Reload, None).map(drop)
+    }
+
+    fn ask(&self, request: Request, patience: Option<Duration>) -> Result<Status, ControlError> {
         if !self.is_ours() {
             return Err(ControlError::WrongProcess);
         }
@@ -198,7 +226,7 @@ impl ServerHandle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *last += 1;
-        let deadline = Some(Instant::now() + PATIENCE);
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
         let line = &self.child().control;
         let failed = |err: io::Error| match err.kind() {
             io::ErrorKind::TimedOut => ControlError::TimedOut(PATIENCE),
@@ -222,6 +250,9 @@ impl ServerHandle {
                     return result.map_err(|refusal| match refusal {
                         Refusal::NoSuchListener(name) => ControlError::NoSuchListener(name),
                         Refusal::NotStarted(name) => ControlError::NotStarted(name),
+                        Refusal::NoWorkers => ControlError::NoWorkers,
+                        Refusal::WorkerCount(count) => ControlError::WorkerCount(count),
+                        Refusal::NotReloaded => ControlError::NotReloaded,
                     });
                 }
                 // The answer to an earlier question, which nobody waits for any more.
@@ -263,7 +294,11 @@ impl ServerHandle {
     /// As [`ServerHandle::stop`].
     pub fn kill(mut self) -> Result<Exit, StopError> {
         let grace = self.grace;
-        self.end("kill the server", grace, |child, _| child.kill(grace))
+        let has_workers = self.address().has_workers;
+        self.end("kill the server", grace, |child, _| match has_workers {
+            true => child.kill_with_children(grace),
+            false => child.kill(grace),
+        })
     }
 
     /// Gives up this owner's share only: the server lives for as long as somebody else has one.

@@ -85,13 +85,16 @@ mod listener;
 mod panics;
 pub mod passenger;
 mod password;
+mod prefork;
 mod protocol;
+mod scoreboard;
 mod server;
 mod service;
 mod session;
 pub mod spawn;
 #[allow(unsafe_code)] // here and nowhere else
 mod sys;
+mod worker;
 
 pub use address::Address;
 pub use arrival::Arrival;
@@ -118,9 +121,12 @@ pub use nix::sys::resource::Resource;
 /// A signal's name and number, for [`Server::handle_signal`].
 pub use nix::sys::signal::Signal;
 pub use password::{Password, PasswordError};
+pub use prefork::Prefork;
 pub use protocol::ending::Ending;
 pub use protocol::frame::ProtocolError;
 pub use protocol::framing::{Found, Framing, FramingError, LengthPrefixed, Lines, Unframed};
+pub use scoreboard::{CallStatus, PoolEvent, PoolStatus, ReplaceReason, WorkerPhase, WorkerStatus};
 pub use server::Server;
 pub use service::{Raw, Restrictions};
 pub use session::{EventHandler, Item, PostError, Session, SessionHandle};
+pub use worker::Worker;

@@ -36,6 +36,10 @@ use std::sync::Arc;
 /// The longest name that a call can carry.
 pub(crate) const MAX_NAME: usize = 255;
 
+/// What a server with workers answers besides: what the pool is doing, and what became of a connection.
+pub(crate) const STATUS: &str = "forkserver.status";
+pub(crate) const FATE: &str = "forkserver.fate";
+
 /// Why a call has no result, before it is put into words for the caller.
 enum Failure {
     Mismatch(String),
@@ -84,7 +88,8 @@ pub(crate) struct Scope<'a> {
 
 impl Scope<'_> {
     fn admits(&self, name: &str) -> bool {
-        self.only.is_none_or(|only| only.contains(name))
+        self.only
+            .is_none_or(|only| only.contains(name) || name == FATE)
     }
 }
 
@@ -106,6 +111,8 @@ pub(crate) struct Service {
 #[derive(Clone)]
 struct Registered {
     entry: Entry,
+    /// Its place among the names, in a server that runs.
+    number: u32,
     /// In a server that runs, if the handler is restricted.
     ward: Option<Arc<Ward>>,
 }
@@ -181,7 +188,11 @@ impl Service {
     fn insert(&mut self, name: String, entry: Entry) {
         let is_taken = self.is_taken(&name);
         let known = Name(name.as_str().into());
-        let registered = Registered { entry, ward: None };
+        let registered = Registered {
+            entry,
+            number: 0,
+            ward: None,
+        };
         if self.handlers.insert(known, registered).is_some() || is_taken {
             self.duplicate.get_or_insert(name);
         }
@@ -207,10 +218,24 @@ impl Service {
         let wards =
             wards.map(|(name, restrictions)| (name.clone(), Arc::new(Ward::new(restrictions))));
         service.wards = wards.collect();
+        let names = self.names();
         for (Name(name), registered) in &mut service.handlers {
             registered.ward = service.wards.get(&**name).map(Arc::clone);
+            let number = names.binary_search_by(|known| (**known).cmp(name));
+            registered.number = number.unwrap_or_default() as u32;
         }
         service
+    }
+
+    /// The names that can be called, in order: so each has a number.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self
+            .handlers
+            .keys()
+            .map(|Name(name)| name.to_string())
+            .collect();
+        names.sort_unstable();
+        names
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -242,7 +267,14 @@ impl Service {
         let known = self.handlers.get_key_value(call.name_bytes());
         let mut pass = None;
         let (name, caught) = match known.filter(|(Name(name), _)| scope.admits(name)) {
-            Some((Name(name), Registered { entry, ward })) => {
+            Some((
+                Name(name),
+                Registered {
+                    entry,
+                    number,
+                    ward,
+                },
+            )) => {
                 if let Some(ward) = ward {
                     match ward.admit(name, context, call.arguments_len()) {
                         Ok(admitted) => pass = Some(admitted),
@@ -250,15 +282,18 @@ impl Service {
                     }
                 }
                 let limits = scope.limits;
+                context.begins(Some(*number), id);
                 let caught = panics::catch(|| entry.dispatch(name, context, call, limits));
                 (Cow::Borrowed(&**name), caught)
             }
             None => {
                 let name = call.name().to_owned();
+                context.begins(None, id);
                 let caught = panics::catch(|| self.fall_back(&name, context, call, scope));
                 (Cow::Owned(name), caught)
             }
         };
+        context.ends();
         let outcome = match caught {
             Ok(outcome) => outcome,
             Err(panicked) => {

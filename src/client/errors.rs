@@ -4,7 +4,8 @@
 
 use crate::error::{CallError, Delivery};
 use crate::fault::RemoteFault;
-use crate::protocol::message::{Class, Denied, ErrorBody};
+use crate::protocol::greeting::Denied;
+use crate::protocol::message::{Class, ErrorBody};
 use std::time::Duration;
 
 /// A refusal of the connection, in the caller's words.

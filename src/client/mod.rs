@@ -8,6 +8,7 @@ mod errors;
 mod pending;
 mod stream;
 mod turn;
+mod workers;
 
 pub use self::pending::Pending;
 
@@ -43,6 +44,10 @@ pub struct Client {
     connection: Connection,
     /// Where the connection came from and when, until the first call leaves.
     fresh: Option<Box<(Address, Instant)>>,
+    /// Where other workers are, if the server has any.
+    home: Option<Box<Address>>,
+    /// What the connection is called, so that they can be asked what became of it.
+    tag: u64,
     session: ClientSession,
     limits: Limits,
     timeout: Option<Duration>,
@@ -66,9 +71,24 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or somebody else; there are no descriptors left.
     pub fn connect(address: &Address) -> Result<Client, ConnectError> {
-        let mut client = Client::over(connect::connect_to(address)?, address.password.clone());
+        Client::connect_within(address, connect::PATIENCE)
+    }
+
+    fn connect_within(address: &Address, patience: Duration) -> Result<Client, ConnectError> {
+        let connection = connect::connect_to(address, patience)?;
+        let mut client = Client::over(connection, address.password.clone());
         client.fresh = Some(Box::new((address.clone(), Instant::now())));
-        Ok(client)
+        Ok(client.of_server_at(address))
+    }
+
+    /// The server's address is this.
+    pub(crate) fn of_server_at(mut self, address: &Address) -> Client {
+        if address.has_workers {
+            self.home = Some(Box::new(address.clone()));
+            self.tag = workers::new_tag();
+            self.session.set_tag(self.tag);
+        }
+        self
     }
 
     /// A client over a connection whose other end is known to be the server's.
@@ -77,6 +97,8 @@ impl Client {
         Client {
             connection: Connection::new(Arc::new(connection.into())),
             fresh: None,
+            home: None,
+            tag: 0,
             session: ClientSession::new(password, limits.bounds()),
             limits,
             timeout: None,
@@ -153,9 +175,29 @@ impl Client {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let id = self.send(name, args, Form::Call)?;
-        let answer = self.wait(id, self.deadline())?;
-        self.result(name, answer)
+        self.call_in_form(name, args, Form::Call)
+    }
+
+    /// A call, once more with another worker if the one that was asked leaves without having begun it.
+    fn call_in_form<A, R>(&mut self, name: &str, args: &A, form: Form) -> Result<R, CallError>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        let mut turns = 0;
+        let answer = loop {
+            let sent = self.send(name, args, form);
+            match sent.and_then(|id| self.wait(id, self.deadline())) {
+                Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
+                answer => break answer?,
+            }
+        };
+        match self.result(name, answer) {
+            Err(err) if self.turns_elsewhere(&err, &mut turns) => {
+                self.call_in_form(name, args, form)
+            }
+            result => result,
+        }
     }
 
     /// As [`Client::call`], for a connection that is not needed any more: the server need not wait for what would
@@ -168,9 +210,7 @@ impl Client {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let id = self.send(name, args, Form::LastCall)?;
-        let answer = self.wait(id, self.deadline())?;
-        self.result(name, answer)
+        self.call_in_form(name, args, Form::LastCall)
     }
 
     /// Begins a call; others can be begun before it is finished, and finished in any order.
@@ -182,6 +222,19 @@ impl Client {
     /// # Errors
     /// The arguments cannot be sent, or the connection is gone.
     pub fn begin<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
+    where
+        A: Serialize + ?Sized,
+    {
+        let mut turns = 0;
+        loop {
+            match self.begin_once(name, args) {
+                Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
+                begun => return begun,
+            }
+        }
+    }
+
+    fn begin_once<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
     where
         A: Serialize + ?Sized,
     {
@@ -256,7 +309,7 @@ impl Client {
         if since.elapsed() < STALE {
             return Ok(());
         }
-        match connect::connect_to(&address) {
+        match connect::connect_to(&address, connect::PATIENCE) {
             Ok(connection) => {
                 self.connection = Connection::new(Arc::new(connection.into()));
                 Ok(())
@@ -361,7 +414,7 @@ impl Client {
                     delivery: Delivery::NotSent,
                 }
             }
-            err => err,
+            err => self.ask_about(err, id),
         }
     }
 

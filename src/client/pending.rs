@@ -58,6 +58,11 @@ impl BegunCalls {
         }
     }
 
+    /// Whether somebody may still ask for an answer.
+    pub(super) fn has_askers(&self) -> bool {
+        Arc::strong_count(&self.dropped) > 1
+    }
+
     /// Keeps an answer for whoever will ask for it, if anybody can. A server that answers what was not asked cannot
     /// have more kept than there are calls to ask for.
     pub(super) fn keep(&mut self, id: u32, answer: RawAnswer) {

@@ -29,6 +29,18 @@ impl Client {
         name: &str,
         args: &A,
     ) -> Result<Channel<Client>, CallError> {
+        let mut turns = 0;
+        let id = loop {
+            match self.open_once(name, args) {
+                Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
+                opened => break opened?,
+            }
+        };
+        self.in_flight = self.in_flight.saturating_sub(1);
+        Ok(self.into_channel(id))
+    }
+
+    fn open_once<A: Serialize + ?Sized>(&mut self, name: &str, args: &A) -> Result<u32, CallError> {
         let id = self.send(name, args, Form::Stream)?;
         let deadline = self.deadline();
         while self.opened != Some(id) {
@@ -44,8 +56,7 @@ impl Client {
                 Err(err) => return Err(self.with_delivery(err, id)),
             }
         }
-        self.in_flight = self.in_flight.saturating_sub(1);
-        Ok(self.into_channel(id))
+        Ok(id)
     }
 
     fn into_channel(mut self, id: u32) -> Channel<Client> {

@@ -17,6 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// A session's number has its worker's generation above so many bits; the highest two are of use to others.
+const SESSION_BITS: u32 = 40;
+const MAX_NUMBERED: u32 = 1 << (62 - SESSION_BITS);
+
 /// All connections of an engine.
 pub(crate) struct Connections {
     state: Mutex<State>,
@@ -84,7 +88,10 @@ pub(crate) enum Left {
 impl Connections {
     /// None yet; of those that come, at most `max_strangers` without the password.
     pub(crate) fn new(control: Control, max_strangers: usize, ports: usize) -> Arc<Connections> {
+        // Numbers that no other worker gives.
+        let worker = control.worker().map_or(0, |worker| worker.generation);
         let state = State {
+            last_id: u64::from(worker % MAX_NUMBERED) << SESSION_BITS,
             ports: (0..ports).map(|_| PortState::default()).collect(),
             ..State::default()
         };

@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::listener::Wire;
 use crate::panics;
 use crate::protocol::Step;
+use crate::protocol::greeting::Welcome;
 use crate::protocol::message::Call;
 use crate::protocol::passenger::session::PassengerSession;
 use crate::protocol::server::{Happening, ServerSession};
@@ -45,6 +46,8 @@ pub(super) struct Driver {
     loan: Option<Arc<Loan>>,
     /// What it waits for while it is parked.
     interest: Interest,
+    /// Where a worker shows how this connection stands, and what its client calls it.
+    shown: Option<(usize, u64)>,
     /// The kernel lets nobody send descriptors before the password was right.
     refuses_rights: bool,
     /// Counts the connection; the last field, so that it goes after the socket.
@@ -106,6 +109,7 @@ impl Driver {
             is_known_to_events: false,
             loan: None,
             interest: Interest::Readable,
+            shown: None,
             entry,
         })
     }
@@ -240,8 +244,8 @@ impl Driver {
             socket::shut_down_reading(&self.connection);
         }
         match session.poll(now) {
-            Step::Event(Happening::Authenticated { fds }) => {
-                self.welcome(fds);
+            Step::Event(Happening::Authenticated { fds, tag }) => {
+                self.welcome(fds, tag);
                 Turn::Moved
             }
             Step::Event(Happening::Call(call)) => Turn::Call(call),
@@ -252,7 +256,7 @@ impl Driver {
     }
 
     /// The password was right.
-    fn welcome(&mut self, fds: bool) {
+    fn welcome(&mut self, fds: bool, tag: u64) {
         if !self.refuses_rights {
             // They may come at any time. It cannot fail.
             let _ = socket::keep_urgent_bytes(&self.connection);
@@ -260,8 +264,16 @@ impl Driver {
         // Who has said already that nothing will follow needs no permission.
         let is_last = self.talk.inbox().is_next_the_last();
         let allowed = fds && !is_last && self.allow_rights();
+        let worker = self.site.control.worker();
+        if worker.is_some() && tag != 0 {
+            let counts = self.site.control.gate().counts();
+            self.shown = Some((counts.open_session(tag), tag));
+        }
         if let Talk::Native { session, .. } = &mut self.talk {
-            session.welcome(allowed);
+            session.welcome(Welcome {
+                fds: allowed,
+                worker: worker.map_or((0, 0), |worker| (worker.slot, worker.generation)),
+            });
         }
         self.entry.authenticated();
     }
@@ -417,6 +429,9 @@ impl Drop for Driver {
     /// What users have kept in a session may panic when it is dropped, which must not end the thread.
     fn drop(&mut self) {
         self.say_goodbye();
+        if let Some((place, tag)) = self.shown {
+            self.site.control.gate().counts().close_session(place, tag);
+        }
         self.run_deferred();
         let context = self.context.take();
         if let Err(panicked) = panics::catch(|| drop(context)) {

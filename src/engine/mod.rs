@@ -62,6 +62,10 @@ pub(crate) struct Site {
     pub(crate) office: Arc<Office>,
     /// How long a stopped listener's connections may go on.
     pub(crate) grace: Duration,
+    /// After how many calls a worker has done enough; `u64::MAX`: never.
+    pub(crate) calls_of_worker: u64,
+    /// A worker looks how much memory it has after every so many calls; `u64::MAX`: never.
+    pub(crate) looks_after: u64,
 }
 
 /// A listener of a server that runs.
@@ -113,9 +117,25 @@ impl Port {
 }
 
 impl Site {
+    /// A call begins. A worker's control thread sees to it that it does not do too much.
+    #[inline]
+    fn call_begins(&self) {
+        let count = self.control.gate().call_begins();
+        if count == self.calls_of_worker || count % self.looks_after == 0 {
+            self.control.wake();
+        }
+    }
+
     /// Removes what the listeners have in the file system.
     pub(crate) fn remove_files(&self) {
         self.ports.iter().for_each(|port| port.bound.remove_file());
+    }
+
+    /// As [`Site::remove_files`], for a server that is gone and whose worker this is.
+    pub(crate) fn remove_orphaned(&self) {
+        self.ports
+            .iter()
+            .for_each(|port| port.bound.remove_orphaned());
     }
 }
 

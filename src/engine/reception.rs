@@ -8,14 +8,12 @@ use super::door::{BACK_OFF, Door, MAX_BACK_OFF};
 use super::driver::Driver;
 use super::{Port, Site};
 use crate::arrival::Arrival;
-use crate::connection::Connection;
 use crate::context::{Control, Peer};
 use crate::event::{Event, PauseReason};
 use crate::listener::{AcceptedConn, Acceptor, Permit, Wire};
 use crate::panics;
 use crate::protocol::ending::Ending;
-use crate::protocol::message::Denied;
-use crate::protocol::outbox::Outbox;
+use crate::protocol::greeting::Denied;
 use crate::sys::epoll::EventSet;
 use crate::sys::linger::Socket;
 use crate::sys::{fdtable, socket};
@@ -72,7 +70,11 @@ impl Reception {
     ) -> io::Result<Reception> {
         site.control.gate().lower_ceiling(most_connections()?);
         for port in &site.ports {
-            events.watch(port.bound.socket.as_fd(), LISTENERS | port.index as u64)?;
+            let (socket, name) = (port.bound.socket.as_fd(), LISTENERS | port.index as u64);
+            match port.bound.is_lent() {
+                true => events.watch_in_turn(socket, name)?,
+                false => events.watch(socket, name)?,
+            }
             let listener = Arc::clone(&port.bound.name);
             let observer = site.control.observer();
             observer.tell(|| Event::ListenerStarted { listener });
@@ -101,6 +103,7 @@ impl Reception {
             Ok(None) => None,
             Ok(Some(socket)) => {
                 self.door(listener).back_off = BACK_OFF;
+                self.let_others_go_first(port);
                 // One about which the kernel tells nothing is gone.
                 self.admit(socket, port, true).ok().flatten()
             }
@@ -111,6 +114,15 @@ impl Reception {
                 self.stop_accepting(port, PauseReason::NoResources);
                 None
             }
+        }
+    }
+
+    /// Of those who accept from the same socket, the next one is another.
+    fn let_others_go_first(&self, port: &Port) {
+        if port.bound.is_lent() {
+            let mut door = self.door(port.index);
+            self.watch(port, &mut door, false);
+            self.watch(port, &mut door, true);
         }
     }
 
@@ -226,7 +238,8 @@ impl Reception {
 
     /// The system has no room. If that lasts, those who wait shall not do so without knowing for what.
     fn tell_of_shortage(&self, port: &Port) {
-        if self.door(port.index).back_off <= LASTING {
+        // Others may have room.
+        if port.bound.is_lent() || self.door(port.index).back_off <= LASTING {
             return;
         }
         let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
@@ -320,6 +333,10 @@ impl Reception {
         }
         (door.turns_away, door.not_before) = (true, None);
         if self.is_stopping() {
+            if port.bound.is_lent() {
+                // Others go on.
+                self.watch(port, &mut door, false);
+            }
             return;
         }
         self.watch(port, &mut door, true);
@@ -364,11 +381,18 @@ impl Reception {
     }
 
     fn watch(&self, port: &Port, door: &mut Door, watched: bool) {
-        door.watched = watched;
+        let was_watched = std::mem::replace(&mut door.watched, watched);
         let listener = port.bound.socket.as_fd();
-        // It is in the set, so that this cannot fail.
         let name = LISTENERS | port.index as u64;
-        let _ = self.events.set_watched(listener, name, watched);
+        // What is looked at in turn is in the set for as long as it is looked at; all else always is, so that this cannot
+        // fail.
+        match (port.bound.is_lent(), watched) {
+            (false, _) => drop(self.events.set_watched(listener, name, watched)),
+            (true, false) => self.events.forget(listener),
+            (true, true) if was_watched => {}
+            // The next review tries again.
+            (true, true) => door.watched = self.events.watch_in_turn(listener, name).is_ok(),
+        }
     }
 
     fn tell(&self, port: &Port, event: impl FnOnce(Arc<str>) -> Event) {
@@ -384,7 +408,8 @@ impl Reception {
 
     /// Tells those who wait in the backlogs that it was in vain, so that they know that nothing was executed.
     pub(super) fn turn_away_all(&self) {
-        for port in &self.site.ports {
+        // Those that others may serve are left to them.
+        for port in self.site.ports.iter().filter(|port| !port.bound.is_lent()) {
             self.turn_away_backlog(port, Denied::Stopping);
         }
     }
@@ -400,25 +425,7 @@ impl Reception {
 
     /// `native`: the client is one of ours, whatever is spoken behind the listener.
     fn turn_away(&self, port: &Port, socket: Arc<Socket>, denied: Denied, native: bool) {
-        let reason = match denied {
-            Denied::Stopping => Ending::Stopping,
-            Denied::NoRoom => Ending::NoRoom,
-            Denied::Password | Denied::Version | Denied::Codec => Ending::Denied,
-        };
-        let peer = socket::peer_credentials(&*socket).ok().map(Peer::from);
-        self.tell(port, |listener| Event::Refused {
-            listener,
-            peer,
-            reason,
-        });
-        if !native && !matches!(port.bound.wire, Wire::Native) {
-            // In another protocol, the end is all that can be said.
-            return;
-        }
-        let mut outbox = Outbox::new(port.limits.bounds());
-        if outbox.send(denied.write()).is_ok() {
-            // A client that is gone needs no answer.
-            let _ = Connection::new(socket).transmit_now(&outbox);
-        }
+        let observer = self.site.control.observer();
+        port.bound.turn_away(socket, denied, native, observer);
     }
 }

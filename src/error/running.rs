@@ -33,6 +33,15 @@ pub enum ControlError {
     /// The listener cannot go on: what has its path now is not its socket, or the system refused something.
     #[error("the listener {0:?} cannot be started again")]
     NotStarted(String),
+    /// It has no workers.
+    #[error("the server has no workers")]
+    NoWorkers,
+    /// No such number of workers can be had.
+    #[error("{0} workers cannot be had: 1 to 255")]
+    WorkerCount(usize),
+    /// A new worker did not serve, so that the others stay: its `worker_started` failed, or it died.
+    #[error("the reload was given up, because a new worker did not serve")]
+    NotReloaded,
     /// It did not answer in time; it may do what it was asked for later.
     #[error("the server did not answer within {0:?}")]
     TimedOut(Duration),

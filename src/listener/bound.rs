@@ -31,6 +31,8 @@ pub(crate) struct Bound {
     pub(super) lock: Option<OwnedFd>,
     pub(super) footprint: Option<Footprint>,
     pub(super) refuses_rights: bool,
+    /// Its path is another process's, of which this one is a worker.
+    pub(super) is_lent: bool,
 }
 
 impl Bound {
@@ -65,22 +67,44 @@ impl Bound {
         socket::listen(&self.socket)
     }
 
+    /// This process serves the listener of another, which has the path.
+    pub(crate) fn lend(&mut self) {
+        self.is_lent = true;
+    }
+
+    /// Whether others accept from the same socket, and another process has the path.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
     /// Gives the socket's file another name, so that nobody finds it, or its own again. One that is not ours stays.
     ///
     /// # Errors
     /// `AlreadyExists`: something else has the name now.
     pub(crate) fn set_hidden(&self, hidden: bool) -> std::io::Result<()> {
         match &self.footprint {
-            Some(footprint) => footprint.set_hidden(hidden),
-            None => Ok(()),
+            Some(footprint) if !self.is_lent => footprint.set_hidden(hidden),
+            _ => Ok(()),
         }
     }
 
     /// Removes the socket's file, and what belongs to it.
     pub(crate) fn remove_file(&self) {
-        if let Some(footprint) = &self.footprint {
+        if let Some(footprint) = self.footprint.as_ref().filter(|_| !self.is_lent) {
             footprint.remove_own(self.lock.as_ref());
         }
+    }
+
+    /// Removes them for the process that had the path and is gone.
+    pub(crate) fn remove_orphaned(&self) {
+        if let Some(footprint) = &self.footprint {
+            footprint.remove_own(None);
+        }
+    }
+
+    /// The lock on its path, of which a worker has no share.
+    pub(crate) fn lock(&self) -> Option<RawFd> {
+        self.lock.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// The descriptors that the server must keep.

@@ -7,6 +7,7 @@ mod activated;
 mod bound;
 mod footprint;
 mod lock;
+mod refusal;
 mod speaks;
 mod wire;
 
@@ -185,6 +186,7 @@ impl Listener {
             lock,
             footprint,
             refuses_rights: false,
+            is_lent: false,
         };
         match bound.finish() {
             Ok(owners_copy) => Ok((bound, owners_copy)),

@@ -4,8 +4,9 @@
 
 use super::Step;
 use super::frame::{Kind, Outgoing, ProtocolError};
+use super::greeting::{Denied, Hello, Welcome};
 use super::inbox::Inbox;
-use super::message::{Denied, EncodedValue, ErrorBody, Hello, Welcome};
+use super::message::{EncodedValue, ErrorBody};
 use super::outbox::Outbox;
 use super::stream::{Side, StreamIn, StreamOut};
 use crate::limits::Bounds;
@@ -31,6 +32,8 @@ pub(crate) struct ClientSession {
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     hello: Greeting,
+    /// The worker that serves the connection, as the welcome names it.
+    worker: Option<(u32, u32)>,
     /// Frames with descriptors, and those behind them, which wait for the welcome.
     held: VecDeque<(u32, Outgoing)>,
     /// Calls whose frames have not left completely: id, and where in the stream they begin and end.
@@ -40,9 +43,12 @@ pub(crate) struct ClientSession {
 
 #[derive(Debug)]
 enum Greeting {
-    Unsaid(Password),
+    /// With the name for the connection that is to be said, 0 if none is.
+    Unsaid(Password, u64),
     Said,
-    Welcomed { fds: bool },
+    Welcomed {
+        fds: bool,
+    },
 }
 
 impl ClientSession {
@@ -50,7 +56,8 @@ impl ClientSession {
         ClientSession {
             inbox: Inbox::new(bounds),
             outbox: Outbox::new(bounds),
-            hello: Greeting::Unsaid(password),
+            hello: Greeting::Unsaid(password, 0),
+            worker: None,
             held: VecDeque::new(),
             leaving: VecDeque::new(),
             bounds,
@@ -84,11 +91,23 @@ impl ClientSession {
 
     /// Queues the hello, if it has not been said yet. With `wait` the welcome comes at once.
     pub(crate) fn say_hello(&mut self, wait: bool) -> Result<(), ProtocolError> {
-        if let Greeting::Unsaid(password) = &self.hello {
-            self.outbox.send(Hello::write(password, true, wait))?;
+        if let Greeting::Unsaid(password, tag) = &self.hello {
+            self.outbox.send(Hello::write(password, true, wait, *tag))?;
             self.hello = Greeting::Said;
         }
         Ok(())
+    }
+
+    /// Gives the connection a name of this side's, before it says hello.
+    pub(crate) fn set_tag(&mut self, new: u64) {
+        if let Greeting::Unsaid(_, tag) = &mut self.hello {
+            *tag = new;
+        }
+    }
+
+    /// The worker that serves the connection, by slot and generation, once it is known.
+    pub(crate) fn worker(&self) -> Option<(u32, u32)> {
+        self.worker
     }
 
     /// New bounds, for frames that have not been queued or received yet.
@@ -211,6 +230,8 @@ impl ClientSession {
 
     fn welcomed(&mut self, welcome: Welcome) -> Result<(), ProtocolError> {
         self.hello = Greeting::Welcomed { fds: welcome.fds };
+        // Generations begin at 1.
+        self.worker = Some(welcome.worker).filter(|(_, generation)| *generation != 0);
         for (id, frame) in std::mem::take(&mut self.held) {
             if !frame.fds.is_empty() && !welcome.fds {
                 return Err(ProtocolError::TooManyFds {

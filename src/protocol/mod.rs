@@ -8,6 +8,7 @@ pub(crate) mod codec;
 pub(crate) mod ending;
 pub(crate) mod frame;
 pub(crate) mod framing;
+pub(crate) mod greeting;
 pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod outbox;

@@ -11,8 +11,9 @@ pub(crate) use self::leaving::Close;
 use super::Step;
 use super::ending::Ending;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
+use super::greeting::{BINCODE, Denied, HELLO_MAX, Hello, VERSION, Welcome};
 use super::inbox::Inbox;
-use super::message::{BINCODE, Call, Class, Denied, ErrorBody, HELLO_MAX, Hello, VERSION, Welcome};
+use super::message::{Call, Class, ErrorBody};
 use super::outbox::Outbox;
 use super::patience::Patience;
 use super::stream::{self, Side, StreamIn, StreamOut};
@@ -25,7 +26,8 @@ use std::time::Instant;
 #[derive(Debug)]
 pub(crate) enum Happening {
     /// The password was right. With `fds` the client wants to send descriptors: allow them before going on.
-    Authenticated { fds: bool },
+    /// `tag`: its name for the connection.
+    Authenticated { fds: bool, tag: u64 },
     /// A call to be answered with [`ServerSession::finish`].
     Call(Call),
 }
@@ -105,7 +107,9 @@ impl ServerSession {
         loop {
             match self.state {
                 State::Greeting => match self.greet() {
-                    Ok(Some(fds)) => return Step::Event(Happening::Authenticated { fds }),
+                    Ok(Some((fds, tag))) => {
+                        return Step::Event(Happening::Authenticated { fds, tag });
+                    }
                     Ok(None) if self.state == State::Greeting => return self.wait_for_hello(now),
                     Ok(None) => {}
                     Err(_) => self.end(Ending::Denied),
@@ -123,8 +127,8 @@ impl ServerSession {
     }
 
     /// Descriptors may be received from now on, because the kernel was told so or never refuses them.
-    pub(crate) fn welcome(&mut self, fds: bool) {
-        self.queue(Welcome { fds }.write());
+    pub(crate) fn welcome(&mut self, welcome: Welcome) {
+        self.queue(welcome.write());
     }
 
     /// The answer to the call that [`ServerSession::poll`] reported last.
@@ -213,8 +217,8 @@ impl ServerSession {
         self.end(Ending::Protocol(error));
     }
 
-    /// Reads the hello. `Some(fds)`: the password is right.
-    fn greet(&mut self) -> Result<Option<bool>, ProtocolError> {
+    /// Reads the hello. `Some`: the password is right, and what was asked for is this.
+    fn greet(&mut self) -> Result<Option<(bool, u64)>, ProtocolError> {
         if self.leaving.is_some() {
             self.deny(Denied::Stopping, Ending::Stopping);
             return Ok(None);
@@ -249,7 +253,7 @@ impl ServerSession {
             self.holds_welcome = !hello.wait;
             self.patience.rest();
             self.leave_at_limit();
-            return Ok(Some(hello.fds));
+            return Ok(Some((hello.fds, hello.tag)));
         }
         Ok(None)
     }

@@ -4,8 +4,9 @@ use super::Step;
 use super::client::{Answer, ClientSession};
 use super::codec;
 use super::ending::Ending;
+use super::greeting::{Denied, Hello, Welcome};
 use super::inbox::Inbox;
-use super::message::{Class, Denied, ErrorBody, Form, Hello, write_call, write_reply};
+use super::message::{Class, ErrorBody, Form, write_call, write_reply};
 use super::outbox::Outbox;
 use super::server::{Happening, ServerSession};
 use crate::Fd;
@@ -68,7 +69,10 @@ pub(super) fn null() -> Fd {
 fn serve(session: &mut ServerSession, now: Instant) -> bool {
     loop {
         match session.poll(now) {
-            Step::Event(Happening::Authenticated { fds }) => session.welcome(fds),
+            Step::Event(Happening::Authenticated { fds, .. }) => session.welcome(Welcome {
+                fds,
+                worker: (0, 0),
+            }),
             Step::Event(Happening::Call(mut call)) => {
                 let id = call.id;
                 let answer = match call.name() {
@@ -242,10 +246,13 @@ fn golden_bytes_of_a_conversation() {
     );
 
     feed(&mut server.inbox, &sent, Vec::new());
-    let Step::Event(Happening::Authenticated { fds: true }) = server.poll(now) else {
+    let Step::Event(Happening::Authenticated { fds: true, .. }) = server.poll(now) else {
         panic!()
     };
-    server.welcome(true);
+    server.welcome(Welcome {
+        fds: true,
+        worker: (0, 0),
+    });
     let Step::Event(Happening::Call(call)) = server.poll(now) else {
         panic!()
     };
@@ -315,7 +322,7 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
         idle_timeout: Some(Duration::from_secs(5)),
         ..Limits::default()
     };
-    let hello = Hello::write(&password(), false, true)
+    let hello = Hello::write(&password(), false, true, 0)
         .seal(128, 0)
         .unwrap()
         .buf
@@ -388,7 +395,10 @@ fn a_drain_refuses_what_has_not_begun_and_then_ends() {
     let Step::Event(Happening::Authenticated { .. }) = server.poll(now) else {
         panic!()
     };
-    server.welcome(true);
+    server.welcome(Welcome {
+        fds: true,
+        worker: (0, 0),
+    });
     let Step::Event(Happening::Call(call)) = server.poll(now) else {
         panic!()
     };

@@ -28,7 +28,7 @@ impl Server {
         }
     }
 
-    fn prepare_launched(&self, ties: &Ties) -> Result<(super::serve::Serving, Report), Failure> {
+    fn prepare_launched(&self, ties: &Ties) -> Result<(setup::Serving<'_>, Report), Failure> {
         let definition = |err: StartError| Failure::new("definition", err, false);
         self.check().map_err(definition)?;
         for hook in &self.before_fork {
@@ -48,13 +48,13 @@ impl Server {
         let signals = setup::take_signals(self).inspect_err(clean_up)?;
         setup::become_process(self, ties).inspect_err(clean_up)?;
         let serving = setup::prepare(self, bound, signals)?;
-        let addresses = serving.site.control.addresses().iter();
+        let addresses = serving.control().addresses().iter();
         let to_fd = |(name, address): &(Arc<str>, Address)| {
             Ok((name.to_string(), Fd::from(address.to_fd()?)))
         };
         let addresses = setup::at("address", addresses.map(to_fd).collect());
         let place = Place {
-            addresses: addresses.inspect_err(|_| serving.site.remove_files())?,
+            addresses: addresses.inspect_err(|_| serving.remove_files())?,
             grace: self.grace,
         };
         Ok((serving, Report::ReadyAt(place)))

@@ -5,12 +5,14 @@
 
 mod handlers;
 mod launched;
+mod monitor;
 mod own_process;
 mod serve;
 mod setup;
 mod terms;
 #[cfg(feature = "tracing")]
 mod traced;
+mod worker;
 
 use crate::address::Identity;
 use crate::arrival::Admit;
@@ -23,10 +25,12 @@ use crate::event::Observer;
 use crate::exit::Exit;
 use crate::listener::{self, Bound, Listener};
 use crate::password;
+use crate::prefork::Prefork;
+use crate::scoreboard::MAX_WORKERS;
 use crate::service::Service;
 use crate::sys::file::FileId;
 use crate::sys::{fdtable, process};
-use crate::{Address, Fault, Limits, ServerHandle, Signal, StartError};
+use crate::{Address, Fault, Limits, Resource, ServerHandle, Signal, StartError};
 use std::any::Any;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -72,11 +76,14 @@ pub struct Server {
     /// Empty: a private one.
     listeners: Vec<Listener>,
     engine: Engine,
+    prefork: Option<Prefork>,
     limits: Arc<Limits>,
     before_fork: Vec<Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>>,
     /// What the crate itself does before `initialize`.
     prepare: Vec<Hook<Result<StateBox, Failure>>>,
     initialize: Vec<Hook<Result<StateBox, Fault>>>,
+    worker_started: Vec<Hook<Result<StateBox, Fault>>>,
+    worker_exiting: Vec<Hook<()>>,
     finalize: Vec<Hook<()>>,
     signals: Vec<(Signal, Hook<()>)>,
     admit: Vec<Admit>,
@@ -85,6 +92,8 @@ pub struct Server {
     become_user: Option<(u32, u32)>,
     directory: Option<PathBuf>,
     umask: Option<u32>,
+    /// Resources, and how much of each.
+    rlimits: Vec<(Resource, u64)>,
     /// Numbers, and what they were open for.
     keep: Vec<(RawFd, Option<FileId>)>,
     process_name: Option<String>,
@@ -99,10 +108,13 @@ impl Default for Server {
             service: Service::default(),
             listeners: Vec::new(),
             engine: Engine::default(),
+            prefork: None,
             limits: Arc::default(),
             before_fork: Vec::new(),
             prepare: Vec::new(),
             initialize: Vec::new(),
+            worker_started: Vec::new(),
+            worker_exiting: Vec::new(),
             finalize: Vec::new(),
             signals: Vec::new(),
             admit: Vec::new(),
@@ -111,6 +123,7 @@ impl Default for Server {
             become_user: None,
             directory: None,
             umask: None,
+            rlimits: Vec::new(),
             keep: Vec::new(),
             process_name: None,
             own_group: true,
@@ -140,6 +153,28 @@ impl Server {
         self.initialize.push(Arc::new(move |control| {
             Ok(Box::new(hook(control)?) as StateBox)
         }));
+        self
+    }
+
+    /// Runs in each worker before it serves, and in a server that has none in its own process, behind `initialize`. Handlers
+    /// find the value that it returns as [`Context::worker_state`](crate::Context::worker_state): what a fork must not
+    /// share, such as connections to elsewhere. An error fails the start, with its text; of a worker that is started later,
+    /// it is told as [`PoolEvent::NotStarted`](crate::PoolEvent::NotStarted), and nobody takes its place before the next
+    /// reload. A panic counts as a death.
+    pub fn worker_started<T: Any + Send + Sync>(
+        mut self,
+        hook: impl Fn(&Control) -> Result<T, Fault> + Send + Sync + 'static,
+    ) -> Server {
+        self.worker_started.push(Arc::new(move |control| {
+            Ok(Box::new(hook(control)?) as StateBox)
+        }));
+        self
+    }
+
+    /// Runs in each worker after its last call was answered, and in a server that has none before `finalize`. Not after
+    /// `kill -9`, nor when the grace is over.
+    pub fn worker_exiting(mut self, hook: impl Fn(&Control) + Send + Sync + 'static) -> Server {
+        self.worker_exiting.push(Arc::new(hook));
         self
     }
 
@@ -243,6 +278,7 @@ impl Server {
                         path,
                         password,
                         identity,
+                        has_workers: self.prefork.is_some(),
                     };
                     (name.to_string(), address)
                 };
@@ -312,6 +348,11 @@ impl Server {
                 return Err(StartError::Watermarks(low, high));
             }
         }
+        if let Some(Prefork { workers, .. }) = self.prefork {
+            if !(1..=MAX_WORKERS).contains(&workers) {
+                return Err(StartError::WorkerCount(workers));
+            }
+        }
         for (fd, id) in &self.keep {
             if id.is_none() || fdtable::open_file(*fd) != *id {
                 return Err(StartError::KeptFdClosed { fd: *fd });
@@ -328,6 +369,18 @@ impl Server {
         Ok(())
     }
 
+    /// Those that its process takes: with workers, it passes on those that have handlers.
+    fn taken_signals(&self) -> Vec<i32> {
+        let own = [Signal::SIGHUP, Signal::SIGTTIN, Signal::SIGTTOU];
+        let own = own.iter().filter(|_| self.prefork.is_some());
+        let mut numbers = self.handled_signals();
+        numbers.extend(own.map(|signal| *signal as i32));
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// Those that have handlers.
     fn handled_signals(&self) -> Vec<i32> {
         let mut numbers: Vec<i32> = self
             .signals

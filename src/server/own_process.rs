@@ -3,6 +3,7 @@
 //! Invariant: these are wishes about a process of its own, so that [`Server::run`] passes them over.
 
 use super::Server;
+use crate::Resource;
 use crate::sys::file;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -25,6 +26,13 @@ impl Server {
     /// Its umask. Default: the owner's.
     pub fn umask(mut self, mode: u32) -> Server {
         self.umask = Some(mode);
+        self
+    }
+
+    /// How much of a resource it may have, or, if it has workers, each of those: see setrlimit(2). What it is told here holds for
+    /// the programs that it starts as well. `RLIMIT_NPROC` counts the processes of its user, and does not hold for root.
+    pub fn rlimit(mut self, resource: Resource, limit: u64) -> Server {
+        self.rlimits.push((resource, limit));
         self
     }
 

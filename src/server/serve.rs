@@ -6,20 +6,22 @@
 use super::{Hook, Server};
 use crate::child::Ties;
 use crate::context::Control;
-use crate::control::{Order, Refusal, Report, Request};
+use crate::control::{Order, Refusal, Report, Request, Wish};
 use crate::engine::{Duties, Host, Running, Site};
 use crate::gate::Status;
 use crate::panics;
-use crate::password::Secret;
+use crate::prefork::memory;
+use crate::scoreboard::{ReplaceReason, counter};
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A server that clients can connect to.
-pub(super) struct Serving {
+/// A process that clients can connect to.
+pub(super) struct Alone {
     pub(super) site: Arc<Site>,
     pub(super) engine: Running,
     pub(super) signals: Signals,
@@ -40,19 +42,35 @@ pub(super) enum Ending {
     Signal(i32),
 }
 
+/// What a process that serves is.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Role {
+    /// All there is of the server.
+    Server,
+    /// One of several, which may have so much memory for itself, in bytes.
+    Worker { max_memory: Option<u64> },
+}
+
 /// Serves until there is a reason to stop, and stops. `false`: some calls had not finished within the grace.
-pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) -> (Ending, bool) {
-    let Serving {
+pub(super) fn until_told(
+    server: &Server,
+    alone: Alone,
+    ties: Option<Ties>,
+    role: Role,
+) -> (Ending, bool) {
+    let Alone {
         site,
         mut engine,
         signals,
         events,
-    } = serving;
+    } = alone;
     let mut desk = Desk {
         server,
         site: &site,
         signals: &signals,
         ties: ties.as_ref(),
+        role,
+        retires: Cell::new(false),
         events,
         ending: None,
     };
@@ -65,7 +83,12 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     site.control.set_stopping();
     engine.begin_drain();
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
-    site.remove_files();
+    match (role, ending) {
+        (Role::Server, _) => site.remove_files(),
+        // The monitor cannot any more.
+        (Role::Worker { .. }, Ending::Orphaned) => site.remove_orphaned(),
+        (Role::Worker { .. }, _) => {}
+    }
     refuse_orders(&mut engine, ties.as_ref());
     let now = Instant::now();
     let (patience, deadline) = match ending {
@@ -75,14 +98,19 @@ pub(super) fn until_told(server: &Server, serving: Serving, ties: Option<Ties>) 
     // Streams have the rest of the time, if calls do not leave them more.
     let finished = engine.finish_drain(now.checked_add(patience / 2), deadline);
     if finished {
-        for hook in &server.finalize {
-            run_hook("finalize", hook, &site.control);
+        run_hooks("worker_exiting", &server.worker_exiting, &site.control);
+        if role == Role::Server {
+            run_hooks("finalize", &server.finalize, &site.control);
         }
     }
     // First what is ours of the directory, and then the control line: the owner, who sees its end, lets go of the
     // directory last, and does that while this process ends. What is dropped may hang, but the lifeline is there.
     drop((signals, site, ties));
     (ending, finished)
+}
+
+pub(super) fn run_hooks(what: &str, hooks: &[Hook<()>], control: &Control) {
+    hooks.iter().for_each(|hook| run_hook(what, hook, control));
 }
 
 /// A panic of a hook must not end the server.
@@ -112,6 +140,9 @@ struct Desk<'a> {
     signals: &'a Signals,
     /// Orders and lifeline, if there is an owner.
     ties: Option<&'a Ties>,
+    role: Role,
+    /// It has asked to be replaced.
+    retires: Cell<bool>,
     events: EventSet,
     ending: Option<Ending>,
 }
@@ -140,10 +171,40 @@ impl Desk<'_> {
             _ => {
                 self.site.control.waker().clear();
                 host.review();
+                self.tell_monitor();
                 let is_wanted = self.site.control.stop_is_wanted();
                 is_wanted.then_some(Ending::Asked)
             }
         }
+    }
+
+    /// A worker says what it wants.
+    fn tell_monitor(&self) {
+        // It reads what comes, unless it has been stopped.
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let (Role::Worker { max_memory }, Some(ties)) = (self.role, self.ties) else {
+            return;
+        };
+        let mut wishes = self.site.control.take_wishes();
+        if let Some(reason) = self.is_worn(max_memory).filter(|_| !self.retires.get()) {
+            self.retires.set(true);
+            wishes.push(Wish::Retire(reason));
+        }
+        for wish in wishes {
+            let deadline = Instant::now().checked_add(PATIENCE);
+            let _ = ties.control.send(&Report::Wish(wish), deadline);
+        }
+    }
+
+    /// Whether a worker has done enough.
+    fn is_worn(&self, max_memory: Option<u64>) -> Option<ReplaceReason> {
+        let gate = self.site.control.gate();
+        if gate.counts().get(counter::CALLS) >= self.site.calls_of_worker {
+            return Some(ReplaceReason::Calls);
+        }
+        let (private, shared) = max_memory.and_then(|_| memory::of_this_process())?;
+        gate.set_memory(private, shared);
+        (Some(private) > max_memory).then_some(ReplaceReason::Memory)
     }
 
     fn obey(&self, host: &mut dyn Host) -> Option<Ending> {
@@ -194,29 +255,15 @@ impl Duties for Desk<'_> {
     }
 }
 
-/// Does what an owner asks for.
+/// Does what an owner asks for, or a monitor.
 fn comply(site: &Site, request: Request, host: &mut dyn Host) -> Result<Status, Refusal> {
     let control = &site.control;
-    let unknown = |name: &str| Refusal::NoSuchListener(name.into());
+    control.comply(&request)?;
     match request {
-        Request::Status => {}
-        Request::SetMaxConnections(count) => control.set_max_connections(count),
-        Request::Pause => control.pause(),
-        Request::Resume => control.resume(),
-        Request::RotatePassword(name, Secret(password)) => {
-            let known = control.rotate_password(&name, password);
-            known.then_some(()).ok_or_else(|| unknown(&name))?;
-        }
-        Request::StopListener(name) => {
-            let known = control.stop_listener(&name);
-            known.then_some(()).ok_or_else(|| unknown(&name))?;
-            host.review();
-        }
+        Request::StopListener(_) => host.review(),
         Request::StartListener(name) => {
-            let known = control.start_listener(&name);
-            known.then_some(()).ok_or_else(|| unknown(&name))?;
             host.review();
-            let listeners = control.status().listeners;
+            let listeners = control.gate().status().listeners;
             if listeners
                 .iter()
                 .any(|listener| listener.name == name && listener.stopped)
@@ -224,8 +271,16 @@ fn comply(site: &Site, request: Request, host: &mut dyn Host) -> Result<Status, 
                 return Err(Refusal::NotStarted(name));
             }
         }
+        Request::Status => {
+            if let (Some(_), Some((private, shared))) =
+                (control.worker(), memory::of_this_process())
+            {
+                control.gate().set_memory(private, shared);
+            }
+        }
+        _ => {}
     }
-    Ok(control.status())
+    Ok(control.gate().status())
 }
 
 /// Runs the handlers of the signals that have come. INT and TERM end the server if they have none.

@@ -3,8 +3,9 @@
 //! Invariant: no line of the user's runs in the child before the owner's signals, descriptors and rights are gone
 //! and the dead-man switch is armed; no client can connect before `initialize` is through.
 
-use super::Server;
-use super::serve::{self, Ending, Serving};
+use super::monitor::Monitor;
+use super::serve::{self, Alone, Ending, Role};
+use super::{Hook, Server, StateBox, THREAD_PATIENCE};
 use crate::address::Identity;
 use crate::channel::StopToken;
 use crate::child::{Child, Ties};
@@ -22,7 +23,7 @@ use crate::session::Office;
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::{self, Signals};
 use crate::sys::{deadman, fdtable, linger, process};
-use crate::{Address, StartError};
+use crate::{Address, Fault, StartError};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -49,26 +50,42 @@ pub(super) fn serve_to_the_end(
     ties: Ties,
     report: Report,
 ) -> i32 {
-    // An owner that is gone needs no report; the lifeline tells.
-    let _ = ties.control.send(&report, None);
-    drop(report);
-    match serve::until_told(server, serving, Some(ties)) {
-        (Ending::Signal(signal), _) => {
-            process::flush_standard_output(128 + signal);
-            signal::die_of(signal)
+    let end = match serving {
+        Serving::Alone(alone) => {
+            // An owner that is gone needs no report; the lifeline tells.
+            let _ = ties.control.send(&report, None);
+            drop(report);
+            serve::until_told(server, *alone, Some(ties), Role::Server)
         }
-        (_, finished) => i32::from(!finished),
+        Serving::Pool(monitor) => match monitor.run(Some((ties, report))) {
+            Ok(end) => end,
+            Err(_) => return 1,
+        },
+    };
+    status_of(end)
+}
+
+/// The exit status of a process that has served; one that a signal has ended dies of that.
+pub(super) fn status_of((ending, finished): (Ending, bool)) -> i32 {
+    if let Ending::Signal(signal) = ending {
+        process::flush_standard_output(128 + signal);
+        signal::die_of(signal)
     }
+    i32::from(!finished)
 }
 
 /// Serves in a process that is the caller's.
 pub(super) fn run_here(server: &Server, bound: Vec<Bound>) -> Result<Exit, StartError> {
-    let signals = at("signals", Signals::share(&server.handled_signals()))
+    let signals = at("signals", Signals::share(&server.taken_signals()))
         .inspect_err(|_| remove_files(&bound));
     let serving = signals
         .and_then(|signals| prepare(server, bound, signals))
         .map_err(StartError::from)?;
-    Ok(match serve::until_told(server, serving, None) {
+    let end = match serving {
+        Serving::Alone(alone) => serve::until_told(server, *alone, None, Role::Server),
+        Serving::Pool(monitor) => monitor.run(None)?,
+    };
+    Ok(match end {
         (Ending::Signal(signal), _) => Exit::Signal(signal),
         (_, finished) => Exit::Code(i32::from(!finished)),
     })
@@ -102,7 +119,7 @@ fn become_server(server: &Server, bound: &[Bound], ties: &mut Ties) -> Result<Si
 /// Makes all signals the server's own, and leaves the owner's process group.
 pub(super) fn take_signals(server: &Server) -> Result<Signals, Failure> {
     signal::reset_all();
-    let signals = at("signals", Signals::take_over(&server.handled_signals()))?;
+    let signals = at("signals", Signals::take_over(&server.taken_signals()))?;
     at("signals", signal::clear_mask())?;
     if server.own_group {
         at("process group", process::own_group())?;
@@ -130,7 +147,43 @@ pub(super) fn become_process(server: &Server, ties: &Ties) -> Result<(), Failure
     if let Some(mode) = server.umask {
         process::set_umask(mode);
     }
+    match server.prefork {
+        // They are its workers'.
+        Some(_) => Ok(()),
+        None => limit_resources(server),
+    }
+}
+
+/// What a process that runs handlers may have of each resource.
+pub(super) fn limit_resources(server: &Server) -> Result<(), Failure> {
+    for (resource, limit) in &server.rlimits {
+        at("resource limits", process::limit(*resource, *limit))?;
+    }
     Ok(())
+}
+
+/// A server that is ready to serve.
+pub(super) enum Serving<'a> {
+    /// By itself.
+    Alone(Box<Alone>),
+    /// By workers.
+    Pool(Box<Monitor<'a>>),
+}
+
+impl Serving<'_> {
+    pub(super) fn control(&self) -> &Control {
+        match self {
+            Serving::Alone(alone) => &alone.site.control,
+            Serving::Pool(monitor) => monitor.control(),
+        }
+    }
+
+    pub(super) fn remove_files(&self) {
+        match self {
+            Serving::Alone(alone) => alone.site.remove_files(),
+            Serving::Pool(monitor) => monitor.remove_files(),
+        }
+    }
 }
 
 /// Runs the `initialize` hooks, and then lets clients in. If that fails, the sockets' files are gone.
@@ -138,15 +191,45 @@ pub(super) fn prepare(
     server: &Server,
     bound: Vec<Bound>,
     signals: Signals,
-) -> Result<Serving, Failure> {
+) -> Result<Serving<'_>, Failure> {
     let control = initialize(server, &bound).inspect_err(|_| remove_files(&bound))?;
+    match &server.prefork {
+        None => {
+            start_worker(server, &control).inspect_err(|_| remove_files(&bound))?;
+            listen(&bound)?;
+            let alone = open(server, control, bound, signals)?;
+            Ok(Serving::Alone(Box::new(alone)))
+        }
+        Some(prefork) => {
+            // Its workers are forks.
+            if let Some(threads) = process::other_threads(THREAD_PATIENCE) {
+                remove_files(&bound);
+                return Err(Failure::of_threads(threads));
+            }
+            listen(&bound)?;
+            let monitor = Monitor::new(server, prefork, control, bound, signals)?;
+            Ok(Serving::Pool(Box::new(monitor)))
+        }
+    }
+}
+
+fn listen(bound: &[Bound]) -> Result<(), Failure> {
     let listening = bound.iter().try_for_each(Bound::listen);
-    at("listen", listening).inspect_err(|_| remove_files(&bound))?;
+    at("listen", listening).inspect_err(|_| remove_files(bound))
+}
+
+/// Starts the engine of a process that serves. If that fails, the sockets' files are gone, if they are its own.
+pub(super) fn open(
+    server: &Server,
+    control: Control,
+    bound: Vec<Bound>,
+    signals: Signals,
+) -> Result<Alone, Failure> {
     let site = Arc::new(at("ports", open_site(server, control, bound))?);
     let events = at("events", EventSet::new()).inspect_err(|_| site.remove_files())?;
     let engine = at("engine", Running::start(server.engine, Arc::clone(&site)))
         .inspect_err(|_| site.remove_files())?;
-    Ok(Serving {
+    Ok(Alone {
         site,
         engine,
         signals,
@@ -155,6 +238,12 @@ pub(super) fn prepare(
 }
 
 fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result<Site> {
+    // A worker looks that often how much memory it has.
+    const LOOKS_AFTER: u64 = 256;
+    let generation = control.worker().map_or(0, |worker| worker.generation);
+    let prefork = server.prefork.as_ref();
+    let max_calls = prefork.and_then(|prefork| prefork.calls_of(generation));
+    let max_memory = prefork.and_then(|prefork| prefork.max_memory);
     let stop = StopToken::new().inspect_err(|_| remove_files(&bound))?;
     let port = |(index, bound)| Port::new(index, bound, &server.limits, &stop).map(Arc::new);
     let ports = bound.into_iter().enumerate().map(port);
@@ -168,10 +257,12 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
         close_on_error: server.close_on_error,
         stop,
         grace: server.grace,
+        calls_of_worker: max_calls.unwrap_or(u64::MAX),
+        looks_after: max_memory.map_or(u64::MAX, |_| LOOKS_AFTER),
     })
 }
 
-fn remove_files(bound: &[Bound]) {
+pub(super) fn remove_files(bound: &[Bound]) {
     bound.iter().for_each(Bound::remove_file);
 }
 
@@ -188,6 +279,7 @@ fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
             path,
             password,
             identity,
+            has_workers: server.prefork.is_some(),
         };
         (name, address)
     };
@@ -203,23 +295,43 @@ fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
     for hook in &server.prepare {
         states.insert(hook(&control)?);
     }
-    for hook in &server.initialize {
-        match panics::catch(|| hook(&control)) {
-            Ok(Ok(state)) => states.insert(state),
-            Ok(Err(fault)) => return Err(Failure::new("initialize", fault.text(), true)),
-            Err(Panicked { message, location }) => {
-                return Err(Failure::new(
-                    "initialize",
-                    format!("panicked at {location}: {message}"),
-                    true,
-                ));
-            }
-        }
-    }
+    run_hooks("initialize", &server.initialize, &control, &mut states)?;
     // A hook may have installed a panic hook of its own.
     panics::stay_in_front();
     control.set_states(states);
     Ok(control)
+}
+
+/// Runs the `worker_started` hooks.
+pub(super) fn start_worker(server: &Server, control: &Control) -> Result<(), Failure> {
+    let mut states = States::default();
+    run_hooks(
+        "worker_started",
+        &server.worker_started,
+        control,
+        &mut states,
+    )?;
+    control.set_worker_states(states);
+    Ok(())
+}
+
+fn run_hooks(
+    what: &str,
+    hooks: &[Hook<Result<StateBox, Fault>>],
+    control: &Control,
+    states: &mut States,
+) -> Result<(), Failure> {
+    for hook in hooks {
+        match panics::catch(|| hook(control)) {
+            Ok(Ok(state)) => states.insert(state),
+            Ok(Err(fault)) => return Err(Failure::new(what, fault.text(), true)),
+            Err(Panicked { message, location }) => {
+                let text = format!("panicked at {location}: {message}");
+                return Err(Failure::of_panic(what, text));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn at<T>(stage: &str, result: std::io::Result<T>) -> Result<T, Failure> {

@@ -7,7 +7,8 @@ use crate::arrival::Arrival;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::listener::Listener;
-use crate::service::Restrictions;
+use crate::prefork::{Prefork, memory};
+use crate::service::{FATE, Restrictions, STATUS};
 use crate::{Fault, Limits};
 use std::sync::Arc;
 
@@ -23,6 +24,41 @@ impl Server {
     /// Which threads serve its clients. Default: [`Engine::Threaded`].
     pub fn engine(mut self, engine: Engine) -> Server {
         self.engine = engine;
+        self
+    }
+
+    /// Has several processes serve its clients, each with this server's engine: a worker that crashes takes nothing with it but
+    /// its own calls. The server is then their monitor, which forks them after `initialize`, so that what that made is in
+    /// the memory of all and takes room once; that must not leave threads behind
+    /// ([`StartError::MultiThreaded`]). Limits are each worker's own. A call of the same client may reach another worker,
+    /// and another value of [`Context::session`](crate::Context::session), when the one that served it is replaced.
+    ///
+    /// A handler's call of `forkserver.status` from any client gives what [`ServerHandle::status`] says of the
+    /// [pool](crate::PoolStatus). HUP reloads, TTIN adds a worker, TTOU takes one away, unless they have handlers; signals
+    /// with handlers are passed on to all workers.
+    ///
+    /// ```
+    /// # use forkserver::{Prefork, Server};
+    /// let server = Server::new()
+    ///     .initialize(|_| Ok(std::fs::read_to_string("/usr/share/dict/words").unwrap_or_default()))
+    ///     .handle("knows", |ctx, word: String| Ok(ctx.state::<String>().lines().any(|line| line == word)))
+    ///     .prefork(Prefork::new(4).max_calls(10_000));
+    /// ```
+    ///
+    /// [`ServerHandle::status`]: crate::ServerHandle::status
+    /// [`StartError::MultiThreaded`]: crate::StartError::MultiThreaded
+    pub fn prefork(mut self, prefork: Prefork) -> Server {
+        if self.prefork.replace(prefork).is_none() {
+            self.service.add(STATUS.into(), |ctx, ()| {
+                let (private, shared) = memory::of_this_process().unwrap_or_default();
+                ctx.control().gate().set_memory(private, shared);
+                Ok(ctx.control().status())
+            });
+            self.service
+                .add(FATE.into(), |ctx, (tag, generation): (u64, u32)| {
+                    Ok(ctx.control().fate(tag, generation))
+                });
+        }
         self
     }
 

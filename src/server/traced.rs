@@ -5,6 +5,7 @@
 use super::Server;
 use crate::event::{Event, PauseReason};
 use crate::protocol::ending::Ending;
+use crate::scoreboard::PoolEvent;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::{Level, Span};
@@ -78,6 +79,7 @@ impl Sessions {
             Event::Failed {
                 call, errno, text, ..
             } => tell!(level, span, call, errno, error = text, "failed"),
+            Event::Pool(event) => tell!(level, root, %event, "pool"),
             Event::Panicked {
                 what,
                 message,
@@ -141,6 +143,15 @@ fn level(event: &Event) -> Level {
             reason: PauseReason::MaxConnections | PauseReason::NoResources,
             ..
         } => Level::WARN,
+        Event::Pool(
+            PoolEvent::Ready { .. }
+            | PoolEvent::Replaced { .. }
+            | PoolEvent::Left { .. }
+            | PoolEvent::Recovered
+            | PoolEvent::Reloaded,
+        ) => Level::INFO,
+        Event::Pool(PoolEvent::CrashLoop { .. }) => Level::ERROR,
+        Event::Pool(_) => Level::WARN,
         Event::ListenerStarted { .. }
         | Event::ListenerStopped { .. }
         | Event::Refused { .. }

@@ -87,18 +87,21 @@ impl Service {
             Name(known),
             Registered {
                 entry: Entry::Call(handler),
+                number,
                 ..
             },
         )) = found
         else {
             return Requested::Failed("unknown name".into());
         };
+        context.begins(Some(*number), 0);
         let called = panics::catch(|| {
             strings::call_with(&args, scope.limits, |value| {
                 let answer = handler(context, &mut Call::of_value(value), scope.limits);
                 error_of(&answer).map_or(Ok(answer), Err)
             })
         });
+        context.ends();
         match called {
             Ok(Ok(answer)) => match write(answer, scope) {
                 Ok(bytes) => Requested::Answer(bytes),

@@ -49,6 +49,13 @@ impl EventSet {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, name))?)
     }
 
+    /// As [`EventSet::watch`], for something that several processes look at: one of those that wait is woken, the one whose
+    /// turn it is. Its turn comes after all others' when it forgets and watches once more.
+    pub(crate) fn watch_in_turn(&self, fd: BorrowedFd<'_>, name: u64) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        Ok(self.0.add(fd, EpollEvent::new(flags, name))?)
+    }
+
     /// Gives no more events for `fd`, or gives them again.
     pub(crate) fn set_watched(
         &self,

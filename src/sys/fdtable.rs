@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Poisons every descriptor but 0, 1, 2 and those in `keep`. `open` are all that can be open, if that is known.
 pub(crate) fn poison_except(keep: &[RawFd], open: Option<Vec<RawFd>>) -> io::Result<()> {
@@ -36,6 +36,13 @@ fn poison_all(poison: &OwnedFd, keep: &[RawFd], open: &[RawFd]) -> io::Result<()
         }
     }
     Ok(())
+}
+
+/// Puts what `new` is open for in the place of `old`, which keeps its number.
+pub(super) fn put_in_place(new: &impl AsFd, old: &impl AsFd) -> io::Result<()> {
+    let (new, old) = (new.as_fd().as_raw_fd(), old.as_fd().as_raw_fd());
+    // SAFETY: both numbers are open; whoever owns `old` still owns an open descriptor afterwards.
+    check(unsafe { libc::dup3(new, old, libc::O_CLOEXEC) }).map(drop)
 }
 
 /// Opens `/dev/null` where 0, 1 or 2 are closed, for as long as the result lives: what is opened meanwhile, and

@@ -3,6 +3,7 @@
 //! Invariant: nothing here knows the protocol or any other part of the crate; each unsafe block is one operation
 //! with the fact it relies on.
 
+pub(crate) mod clock;
 pub(crate) mod deadman;
 pub(crate) mod epoll;
 pub(crate) mod fdtable;
@@ -13,8 +14,10 @@ pub(crate) mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod rights;
+pub(crate) mod shared;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod trace;
 
 use std::io;
 use std::time::{Duration, Instant};

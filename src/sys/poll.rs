@@ -111,6 +111,12 @@ impl Waker {
         )?))
     }
 
+    /// Makes it this process's alone, under the same number. A forked child shares it with its parent before.
+    pub(crate) fn renew(&self) -> io::Result<()> {
+        let fresh = Waker::new()?;
+        super::fdtable::put_in_place(&fresh.0, &self.0)
+    }
+
     pub(crate) fn wake(&self) {
         // It fails only when the counter is full, and then the thread is being woken anyway.
         let _ = self.0.write(1);

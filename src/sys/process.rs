@@ -130,6 +130,11 @@ pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// The kernel's number for this thread.
+pub(crate) fn thread_id() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
 /// Has the kernel kill this process when the thread that forked it ends. Other than by a lifeline that ends, it is
 /// killed with all signals blocked, while it is stopped, and with its descriptors closed; but not after a change of
 /// its user, and not if that thread has ended already.
@@ -155,6 +160,11 @@ pub(crate) fn become_user(uid: u32, gid: u32) -> io::Result<()> {
         return Err(io::Error::other("the rights of root could be taken back"));
     }
     Ok(())
+}
+
+/// How much of a resource this process may have, now and for good.
+pub(crate) fn limit(resource: nix::sys::resource::Resource, limit: u64) -> io::Result<()> {
+    Ok(nix::sys::resource::setrlimit(resource, limit, limit)?)
 }
 
 pub(crate) fn change_directory(path: &Path) -> io::Result<()> {

@@ -10,6 +10,8 @@ crate::tests![
     signals,
     stream,
     chat,
+    prefork,
+    reload,
     spawn_server,
     tokio_owner,
     examples_are_short
@@ -48,6 +50,36 @@ fn hello() {
         "the descriptor it opened and sent reads: greeter",
         "a fault comes back as an error: No such file or directory (os error 2)",
         "and so does a mistake: the server has no handler \"helo\", but \"hello\"",
+        "server stopped: exit status 0",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+fn prefork() {
+    let said = text(run("prefork", &[]));
+    for line in [
+        "has 4 workers",
+        "a crash costs its caller: worker ",
+        "died: ended by signal 6",
+        "the same client goes on, and worker ",
+        "there are four workers again",
+        "died: ended by signal 6",
+        "server stopped: exit status 0",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let asked = said.matches("is asked for \"fork\": true").count();
+    assert_eq!(asked, 5, "four, and one once more: {said}");
+}
+
+fn reload() {
+    let said = text(run("reload", &[]));
+    for line in [
+        "before: Hello Joe",
+        "the client had several workers: true",
+        "errors in its calls: 0; it made some: true",
+        "after: Good evening Joe",
         "server stopped: exit status 0",
     ] {
         assert!(said.contains(line), "{said}");

@@ -41,7 +41,9 @@ mod lifecycle;
 mod limits;
 mod listeners;
 mod passenger;
+mod prefork;
 mod processes;
+mod reload;
 mod restrictions;
 mod rotation;
 mod sessions;
@@ -49,6 +51,7 @@ mod signals;
 mod sockets;
 mod spawning;
 mod streams;
+mod supervision;
 mod tidy;
 #[cfg(feature = "tracing")]
 mod traced;
@@ -89,12 +92,15 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         listeners::TESTS,
+        prefork::TESTS,
+        reload::TESTS,
         restrictions::TESTS,
         rotation::TESTS,
         sessions::TESTS,
         signals::TESTS,
         sockets::TESTS,
         streams::TESTS,
+        supervision::TESTS,
         waits::TESTS,
         #[cfg(feature = "tracing")]
         traced::TESTS,

@@ -25,6 +25,7 @@ const FLOORS: [&[&str]; 6] = [
         "fd",
         "descriptor",
         "bytes",
+        "worker",
     ],
     &["sys"],
     &[
@@ -40,14 +41,15 @@ const FLOORS: [&[&str]; 6] = [
         "event",
         "passenger",
         "session",
+        "scoreboard",
     ],
     &["service"],
-    &["engine", "child"],
+    &["engine", "child", "prefork"],
     &["server", "handle", "client", "entry", "spawn"],
 ];
 
 /// What the front door re-exports, as far as modules say `crate::Name`.
-const NAMES: [(&str, &str); 15] = [
+const NAMES: [(&str, &str); 16] = [
     ("Address", "address"),
     ("Bytes", "bytes"),
     ("CallError", "error"),
@@ -63,6 +65,7 @@ const NAMES: [(&str, &str); 15] = [
     ("StartError", "error"),
     ("StopReason", "error"),
     ("StopToken", "channel"),
+    ("Worker", "worker"),
 ];
 
 struct Source {

@@ -5,7 +5,6 @@
 use super::Driver;
 use crate::channel::{Channel, StopToken};
 use crate::context::Context;
-use crate::engine::Site;
 use crate::engine::connections::NotDedicated;
 use crate::engine::loans::Loans;
 use crate::engine::talk::Talk;
@@ -45,11 +44,12 @@ impl Driver {
         else {
             return None;
         };
-        let Site {
-            control, service, ..
-        } = &*self.site;
+        let service = &self.site.service;
         let port = &self.entry.port;
-        control.gate().call_begins();
+        self.site.call_begins();
+        if let Some((place, _)) = self.shown {
+            self.site.control.gate().counts().begins(place, call.id);
+        }
         let deadline = |timeout| Instant::now().checked_add(timeout);
         context.begin_call(call.timeout.and_then(deadline));
         let scope = Scope {
@@ -63,6 +63,9 @@ impl Driver {
         }
         match outcome {
             Outcome::Answer(answer) => {
+                if answer.is_error() {
+                    self.site.control.gate().call_fails();
+                }
                 session.finish(answer);
                 if is_urgent {
                     // What was put off until the answer has left comes before the next call.

@@ -48,7 +48,7 @@ impl Driver {
             only: port.bound.only.as_deref(),
         };
         let context = self.context.as_mut()?;
-        self.site.control.gate().call_begins();
+        self.site.call_begins();
         context.begin_call(None);
         let Request { name, args } = request;
         let service = &self.site.service;

@@ -52,6 +52,7 @@ mod tests {
     use crate::limits::{Bounds, Limits};
     use crate::protocol::Step;
     use crate::protocol::frame::ProtocolError;
+    use crate::protocol::greeting::Welcome;
     use crate::protocol::message::write_reply;
     use crate::protocol::outbox::Outbox;
     use crate::protocol::server::{Happening, ServerSession};
@@ -69,7 +70,10 @@ mod tests {
         carry(&mut client.outbox, &mut server.inbox, 1 << 20);
         loop {
             match server.poll(now) {
-                Step::Event(Happening::Authenticated { fds }) => server.welcome(fds),
+                Step::Event(Happening::Authenticated { fds, .. }) => server.welcome(Welcome {
+                    fds,
+                    worker: (0, 0),
+                }),
                 Step::Event(Happening::Call(call)) => {
                     let (mut frame, slot) = write_reply(call.id);
                     slot.give_up(&mut frame);
@@ -159,7 +163,10 @@ mod tests {
                 while carry(&mut client.outbox, &mut server.inbox, 1 << 20) > 0 {}
             }
             match server.poll(now) {
-                Step::Event(Happening::Authenticated { fds }) => server.welcome(fds),
+                Step::Event(Happening::Authenticated { fds, .. }) => server.welcome(Welcome {
+                    fds,
+                    worker: (0, 0),
+                }),
                 Step::Event(Happening::Call(call)) => {
                     assert!(!marks.is_pressed, "no call is taken above the marks");
                     let (mut frame, slot) = write_reply(call.id);

@@ -1,0 +1,114 @@
+//! Looking for calls that hang, and what is done about them.
+//!
+//! Invariant: what a worker shows decides whether it is killed, and never who is.
+
+use super::Monitor;
+use crate::Signal;
+use crate::prefork::Measure;
+use crate::scoreboard::{Doing, PoolEvent};
+use crate::sys::{clock, trace};
+use crate::worker::Worker;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// So much of a trace is told.
+const MAX_FRAMES: usize = 12;
+/// The handler that writes the trace down, and what the kernel puts in between.
+const OWN_FRAMES: usize = 3;
+/// So much of a name in what is told.
+const MAX_TEXT: usize = 100;
+
+impl Monitor<'_> {
+    pub(super) fn look_for_hung(&mut self) {
+        let Some(hung) = &mut self.hung else { return };
+        let now = clock::coarse();
+        if now < self.next_look {
+            return;
+        }
+        let workers = self.workers.values();
+        let seen = workers.map(|process| (process.worker, &process.region));
+        let (measures, next) = hung.look(now, seen);
+        self.next_look = next;
+        for measure in measures {
+            match measure {
+                Measure::Ask(worker, doing) => self.ask_where(worker, doing),
+                Measure::Kill(worker, doing) => self.kill_hung(worker, doing, now),
+            }
+        }
+    }
+
+    fn ask_where(&self, worker: Worker, doing: Doing) {
+        if let Some(process) = self.workers.get(&worker.generation) {
+            if let Some(count) = self.board.trace(process.place).first() {
+                // What another call has left there. Its worker may be at it, which does no harm.
+                count.store(0, Ordering::Release);
+            }
+            // A thread that is gone has nothing to say.
+            let _ = trace::ask(process.child.pid, doing.thread);
+        }
+    }
+
+    fn kill_hung(&mut self, worker: Worker, doing: Doing, now: u64) {
+        let Some(process) = self.workers.get(&worker.generation) else {
+            return;
+        };
+        if is_traced(process.child.pid) {
+            return;
+        }
+        let trace = self.board.trace(process.place);
+        let count = trace[0].load(Ordering::Acquire) as usize;
+        let frames = trace[1..].iter().map(|word| word.load(Ordering::Relaxed));
+        let frames: Vec<u64> = frames
+            .take(count)
+            .skip(OWN_FRAMES)
+            .take(MAX_FRAMES)
+            .collect();
+        let name = self.board.name(doing.name).map(str::to_owned);
+        let event = PoolEvent::Hung {
+            worker,
+            name: name.map(|name| name.chars().take(MAX_TEXT).collect()),
+            call: doing.call,
+            age: Duration::from_nanos(now.saturating_sub(doing.since)),
+            trace: in_words(&frames),
+        };
+        self.pool.kills(worker.generation, Instant::now());
+        self.signal(worker, Signal::SIGKILL);
+        self.tell(event, None);
+    }
+}
+
+/// Whether a debugger has this process, which is ours and has not been reaped.
+fn is_traced(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut lines = status.lines();
+    let tracer = lines.find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
+}
+
+/// Addresses as file and offset. A worker is a copy of this process: what it has loaded since is not known here.
+fn in_words(addresses: &[u64]) -> Vec<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let found = addresses
+        .iter()
+        .filter_map(|address| place(&maps, *address));
+    found.collect()
+}
+
+/// Lines like `55d0c000-55d0d000 r-xp 00001000 fe:00 123   /usr/bin/app`. A file's first part is where its addresses
+/// begin.
+fn place(maps: &str, address: u64) -> Option<String> {
+    let parse = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (from, to) = words.next()?.split_once('-')?;
+        let path = words.nth(4)?.to_owned();
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(from)?..number(to)?, path))
+    };
+    let parts: Vec<_> = maps.lines().filter_map(parse).collect();
+    let (_, path) = parts.iter().find(|(range, _)| range.contains(&address))?;
+    let (first, _) = parts.iter().find(|(_, other)| other == path)?;
+    let file = Path::new(path).file_name()?.to_string_lossy();
+    let file: String = file.chars().take(MAX_TEXT).collect();
+    Some(format!("{file}+{:#x}", address - first.start))
+}
