@@ -18,6 +18,7 @@ mod admit;
 mod auth;
 mod batches;
 mod calls;
+mod chaos;
 mod closing;
 mod conformance_gate;
 mod conformance_order;
@@ -41,6 +42,7 @@ mod lifecycle;
 mod limits;
 mod listeners;
 mod passenger;
+mod pool_death;
 mod prefork;
 mod processes;
 mod reload;
@@ -74,6 +76,7 @@ fn main() {
         auth::TESTS,
         batches::TESTS,
         calls::TESTS,
+        chaos::TESTS,
         closing::TESTS,
         conformance_gate::TESTS,
         conformance_order::TESTS,
@@ -92,6 +95,7 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         listeners::TESTS,
+        pool_death::TESTS,
         prefork::TESTS,
         reload::TESTS,
         restrictions::TESTS,
