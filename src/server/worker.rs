@@ -46,11 +46,13 @@ pub(super) fn serve(legacy: Legacy<'_>, ties: Ties) -> i32 {
             let _ = ties.control.send(&Report::Ready, None);
             setup::status_of(serve::until_told(server, alone, Some(ties), role))
         }
-        // One that panicked may go well another time: it dies, and is tried again.
-        Err(failure) if failure.panicked => process::PANICKED,
         Err(failure) => {
+            let status = match failure.panicked {
+                true => process::PANICKED,
+                false => 1,
+            };
             ties.report_failure(failure);
-            1
+            status
         }
     }
 }

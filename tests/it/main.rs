@@ -24,6 +24,7 @@ mod conformance_gate;
 mod conformance_order;
 mod conformance_passenger;
 mod conformance_poe;
+mod conformance_prefork;
 mod conformance_qore;
 mod conformance_tanzer;
 mod crowds;
@@ -82,6 +83,7 @@ fn main() {
         conformance_order::TESTS,
         conformance_passenger::TESTS,
         conformance_poe::TESTS,
+        conformance_prefork::TESTS,
         conformance_qore::TESTS,
         conformance_tanzer::TESTS,
         crowds::TESTS,

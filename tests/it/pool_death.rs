@@ -51,8 +51,10 @@ fn tree() -> Tree {
             .keep_fd(&enter)
             .handle("hang", move |_, spins: bool| {
                 (&enter).write_all(b"!")?;
-                while spins {
-                    std::hint::spin_loop();
+                if spins {
+                    loop {
+                        std::hint::spin_loop();
+                    }
                 }
                 std::thread::sleep(Duration::from_secs(60));
                 Ok(())

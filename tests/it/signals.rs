@@ -35,7 +35,7 @@ fn send(server: &ServerHandle, signal: Signal) {
 }
 
 /// A set of signals of `/proc/PID/status`.
-fn set(process: &str, name: &str) -> Vec<u32> {
+pub fn set(process: &str, name: &str) -> Vec<u32> {
     set_in(
         &std::fs::read_to_string(format!("/proc/{process}/status")).unwrap(),
         name,

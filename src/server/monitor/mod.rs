@@ -385,7 +385,10 @@ impl<'a> Monitor<'a> {
                 self.pool.ready(generation, pid.unwrap_or_default(), now);
             }
             Report::Failed(failure) => {
-                self.pool.failed(generation, failure.message.clone(), now);
+                // What has panicked may go well another time, and counts as a death.
+                if !failure.panicked {
+                    self.pool.failed(generation, failure.message.clone(), now);
+                }
                 self.fails_to_start(|| failure);
             }
             Report::Answer { number, result } => {

@@ -1,0 +1,322 @@
+//! What was asserted of preforking servers, or missed in them (84 assertions), as far as it makes sense here.
+//!
+//! * 1, 2, 3: `pool_death::all_of_a_killed_owner_end_within_one_grace`,
+//!   `pool_death::busy_workers_of_a_killed_monitor_end_with_the_grace`, `pool_death::a_stopped_worker_ends_when_it_goes_on`.
+//! * 4: [`a_monitor_killed_at_any_moment_of_its_start_leaves_nobody`], `death::an_owner_killed_at_any_system_call_leaves_no_orphan`.
+//! * 5, 13: left out, no life hangs on a thread or on the number of a parent, but on a pipe.
+//! * 6, 7, 79 to 83: left out, there is no mold: all workers are forks of the monitor, which serves nobody.
+//! * 8: `pool_death::a_stop_answers_what_is_under_way`, `lifecycle::dropping_the_handle_stops_the_server`.
+//! * 9: the lifeline is `CLOEXEC`; `entries::nothing_is_inherited_but_the_standard_streams`.
+//! * 10, 11: `pool_death::a_program_that_a_handler_has_started_keeps_nobody_alive`,
+//!   `sockets::a_child_of_the_server_does_not_take_the_socket_along`.
+//! * 12: `prefork::workers_have_no_descriptor_that_is_not_theirs`.
+//! * 14 to 19, 21 to 24: `sockets::the_mode_is_never_wider_at_any_system_call`, `auth::*`, `hostile::*`, `sockets::*`. 20: left out,
+//!   there is no handshake that could be replayed.
+//! * 25: `lifecycle::threads_make_start_refuse`, `prefork::threads_left_by_initialize_fail_the_start`.
+//! * 26: `inherit::descriptors_are_poisoned_and_objects_can_be_dropped`.
+//! * 27: `prefork::each_worker_has_random_numbers_of_its_own`.
+//! * 28: [`a_workers_signals_are_those_of_the_list`].
+//! * 29: left out, the kernel gives no timers to a fork.
+//! * 30: [`what_initialize_prints_is_printed_once`].
+//! * 31: [`a_panic_in_a_workers_hook_is_told_with_its_text`], `prefork::a_worker_that_cannot_start_fails_the_start`.
+//! * 32, 71, 72: `pool_death::a_signal_at_any_moment_leaves_nothing`, `pool_death::a_stop_while_workers_start_leaves_nothing`,
+//!   `pool_death::a_stop_during_a_reload_leaves_nothing`.
+//! * 33: [`a_fork_that_is_refused_is_tried_again`]. 34: left out, a control group cannot be made everywhere.
+//! * 35: `engine::*`, a worker's engine is the same.
+//! * 36, 37: `prefork::every_kind_of_death_is_named_to_the_caller`, `supervision::a_worker_is_replaced_within_moments`. Left out: repeating
+//!   what may have been executed, which is the caller's choice.
+//! * 38, 39: `supervision::a_hung_call_is_traced_and_its_worker_killed`, `supervision::a_looping_call_is_killed_too`,
+//!   `supervision::a_neighbour_of_a_hung_worker_does_not_notice`. Left out: the state D, which cannot be made at will.
+//! * 40: `supervision::a_call_that_says_that_it_goes_on_is_not_hung`; one extension is never longer than the timeout.
+//! * 41: `supervision::a_monitor_that_was_stopped_blames_nobody`; no clock is looked at that can be set.
+//! * 42: `supervision::a_worker_that_takes_too_long_to_start_is_killed`.
+//! * 43, 45: `supervision::workers_that_die_young_are_started_with_pauses`, `supervision::a_crash_loop_heals`, and the unit tests of
+//!   `prefork`.
+//! * 44: `supervision::a_worker_whose_hook_fails_is_not_tried_again`, `supervision::a_server_whose_workers_all_fail_ends`.
+//! * 46, 48, 49: `death::only_our_own_child_is_reaped`; nobody is waited for or signalled by number, but a thread of a child that has
+//!   not been reaped.
+//! * 47: `supervision::two_hundred_deaths_at_once_leave_no_zombie`.
+//! * 50: `supervision::garbage_on_the_board_hurts_the_worker_alone`.
+//! * 51, 52, 57: left out, the pool has the size that it is told.
+//! * 53: `supervision::a_worker_is_replaced_after_its_calls`; limits lie as far apart as that many can within a fifth, see the unit
+//!   tests of `prefork`. 54: left out, there is no limit on a worker's age.
+//! * 55: `supervision::a_worker_that_takes_too_much_memory_is_replaced`, `supervision::shared_memory_counts_for_nobody`.
+//! * 56: `supervision::signals_change_the_number_of_workers`; signals that come at once are one.
+//! * 58, 59: `prefork::sixteen_lasting_connections_are_spread_evenly`, `prefork::ten_thousand_short_connections_are_spread_evenly`.
+//! * 60: [`idle_workers_are_not_woken_for_others`].
+//! * 61: [`nobody_waits_for_a_busy_worker_while_another_is_idle`].
+//! * 62, 63: left out, connections are not lent.
+//! * 64: `sockets::*`. 65, 66: `fds::*`, `prefork::descriptors_pass_both_ways`. 67, 68: `waits::*`, `calls::*`.
+//! * 69: `pool_death::a_stop_answers_what_is_under_way`, `pool_death::a_stop_that_has_no_patience_kills_the_workers`.
+//! * 70: [`a_second_signal_ends_the_monitor_at_once`].
+//! * 73, 74: `reload::a_hundred_hangups_during_calls_lose_none`, `reload::a_reload_replaces_all_one_after_the_other`,
+//!   `reload::no_call_is_lost_in_ten_reloads`.
+//! * 75 to 78: left out, a server does not replace its program. 84: left out, there are no logs.
+//! * The property test: `chaos::whoever_is_killed_the_others_go_on`, and `prefork::tests` of the crate, against a model.
+
+use crate::prefork::{all_serve, pid, pids, pool, server, until};
+use crate::processes::{Helper, Watched};
+use forkserver::{Client, Event, Exit, PoolEvent, StartError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+crate::tests![
+    a_monitor_killed_at_any_moment_of_its_start_leaves_nobody,
+    a_workers_signals_are_those_of_the_list,
+    what_initialize_prints_is_printed_once,
+    a_panic_in_a_workers_hook_is_told_with_its_text,
+    a_fork_that_is_refused_is_tried_again,
+    idle_workers_are_not_woken_for_others,
+    nobody_waits_for_a_busy_worker_while_another_is_idle,
+    a_second_signal_ends_the_monitor_at_once,
+];
+
+const GRACE: Duration = Duration::from_millis(200);
+
+fn children() -> Vec<i32> {
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+    children
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+fn a_monitor_killed_at_any_moment_of_its_start_leaves_nobody() {
+    for delay in 0..120_u64 {
+        let mut owner = Helper::start(|test| {
+            test.wait_for_go();
+            let started = server(3).grace(GRACE).start();
+            test.say(started.is_ok());
+            test.wait();
+        });
+        owner.go();
+        let list = format!("/proc/{0}/task/{0}/children", owner.pid);
+        let begun = Instant::now();
+        let monitor = loop {
+            let text = std::fs::read_to_string(&list).unwrap_or_default();
+            match text.split_whitespace().next() {
+                Some(pid) => break Pid::from_raw(pid.parse().unwrap()),
+                None => assert!(begun.elapsed() < Duration::from_secs(5)),
+            }
+        };
+        // Any moment will do.
+        std::thread::sleep(Duration::from_micros(delay * 40));
+        let _ = kill(monitor, Signal::SIGKILL);
+        owner.hear();
+        owner.finish();
+        // Its workers are ours now, if there were any, and end at once: they have nothing to do.
+        let begun = Instant::now();
+        while !children().is_empty() {
+            let _ = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+            assert!(
+                begun.elapsed() < GRACE + Duration::from_millis(500),
+                "after {delay}"
+            );
+        }
+        let left = std::fs::read_dir(std::env::temp_dir()).unwrap().next();
+        assert!(left.is_none(), "{left:?} is left after {delay}");
+    }
+}
+
+fn a_workers_signals_are_those_of_the_list() {
+    let server = server(1)
+        .handle_signal(Signal::SIGUSR2, |_| {})
+        .start()
+        .unwrap();
+    let worker = pids(&server).first().unwrap().to_string();
+    let mut expected = [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGPIPE,
+        Signal::SIGTERM,
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGIO,
+        Signal::SIGUSR2,
+    ]
+    .map(|signal| signal as u32);
+    expected.sort_unstable();
+    assert_eq!(crate::signals::set(&worker, "SigCgt"), expected);
+    assert_eq!(crate::signals::set(&worker, "SigIgn"), []);
+    let monitor = server.pid().to_string();
+    let mut expected = [
+        &expected[..],
+        &[Signal::SIGTTIN as u32, Signal::SIGTTOU as u32],
+    ]
+    .concat();
+    expected.sort_unstable();
+    assert_eq!(crate::signals::set(&monitor, "SigCgt"), expected);
+    assert_eq!(crate::signals::set(&monitor, "SigBlk"), []);
+}
+
+fn what_initialize_prints_is_printed_once() {
+    let (mut read, write) = std::io::pipe().unwrap();
+    let mut owner = Helper::start(|test| {
+        nix::unistd::dup2_stdout(&write).unwrap();
+        drop(write);
+        let server = server(3)
+            .initialize(|_| {
+                print!("once");
+                Ok(())
+            })
+            .start()
+            .unwrap();
+        server.stop().unwrap();
+        std::io::stdout().flush().unwrap();
+        test.say("stopped");
+    });
+    assert_eq!(owner.hear(), "stopped");
+    owner.finish();
+    let mut text = String::new();
+    // The test has the pipe's end, too: what is there is all there will be.
+    let mut bytes = [0; 64];
+    let len = read.read(&mut bytes).unwrap();
+    text.push_str(std::str::from_utf8(&bytes[..len]).unwrap());
+    assert_eq!(text, "once");
+}
+
+fn a_panic_in_a_workers_hook_is_told_with_its_text() {
+    let err = server(2)
+        .worker_started(|_| match pid() {
+            0 => Ok(()),
+            _ => panic!("no tea"),
+        })
+        .start()
+        .unwrap_err();
+    let StartError::Hook { hook, message } = &err else {
+        panic!("{err:?}");
+    };
+    assert!(
+        hook == "worker_started" && message.contains("no tea"),
+        "{err:?}"
+    );
+    assert!(message.contains("conformance_prefork.rs"), "{err:?}");
+}
+
+fn a_fork_that_is_refused_is_tried_again() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // A user that nobody else is: the limit counts all processes and threads of a user.
+    const NOBODY_ELSE: u32 = 54_322;
+    // Nobody else may change the limits of a process that has given up its rights; an observer of the pool can, in the monitor.
+    let limit = |least: bool| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        let soft = if least { 1 } else { hard };
+        setrlimit(Resource::RLIMIT_NPROC, soft, hard).unwrap();
+    };
+    let refusals = std::sync::atomic::AtomicU32::new(0);
+    let server = server(2)
+        .user(NOBODY_ELSE, NOBODY_ELSE)
+        .observe(move |event| match event {
+            Event::Pool(PoolEvent::Died { .. }) => limit(true),
+            Event::Pool(PoolEvent::NotForked { .. })
+                if refusals.fetch_add(1, Ordering::SeqCst) == 4 =>
+            {
+                limit(false);
+            }
+            _ => {}
+        })
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("abort", &()).unwrap_err();
+    // The other worker serves meanwhile.
+    for _ in 0..4 {
+        let mut client = Client::connect(server.address()).unwrap();
+        client.call::<_, i32>("pid", &()).unwrap();
+    }
+    let status = until(&server, "it is tried again", all_serve(2));
+    let refused =
+        |(_, event): &&(Duration, PoolEvent)| matches!(event, PoolEvent::NotForked { .. });
+    assert_eq!(status.events.iter().filter(refused).count(), 5);
+}
+
+fn switches(pids: impl Iterator<Item = u32>) -> u64 {
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    pids.flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap())
+        .map(of_task)
+        .sum()
+}
+
+fn idle_workers_are_not_woken_for_others() {
+    let server = server(16).start().unwrap();
+    let workers = pids(&server);
+    let call = |count| {
+        for _ in 0..count {
+            let client = Client::connect(server.address()).unwrap();
+            client.call_last::<_, i32>("pid", &()).unwrap();
+        }
+    };
+    call(100);
+    let before = switches(workers.iter().copied());
+    call(2_000);
+    let each = (switches(workers.iter().copied()) - before) as f64 / 2_000.0;
+    // One that serves wakes up once or twice for it; a herd would make sixteen of that.
+    assert!(each <= 4.0, "{each}");
+}
+
+fn nobody_waits_for_a_busy_worker_while_another_is_idle() {
+    let server = server(2)
+        .handle("sleep", |_, millis: u64| {
+            std::thread::sleep(Duration::from_millis(millis));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let mut busy = Client::connect(server.address()).unwrap();
+    let call = busy.begin::<_, ()>("sleep", &1_500_u64).unwrap();
+    busy.flush().unwrap();
+    let mut took = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        let called = Instant::now();
+        let client = Client::connect(server.address()).unwrap();
+        client.call_last::<_, i32>("pid", &()).unwrap();
+        took.push(called.elapsed());
+    }
+    took.sort_unstable();
+    assert!(took.len() > 100);
+    assert!(
+        took[took.len() * 99 / 100] < Duration::from_millis(50),
+        "{:?}",
+        took.last()
+    );
+    busy.finish(call).unwrap();
+}
+
+fn a_second_signal_ends_the_monitor_at_once() {
+    let server = server(1)
+        .grace(Duration::from_millis(500))
+        .handle("sleep", |_, (): ()| {
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let worker = Watched::open(pool(&server).workers[0].pid as i32);
+    let mut client = server.connect().unwrap();
+    let call = client.begin::<_, ()>("sleep", &()).unwrap();
+    client.flush().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let monitor = Pid::from_raw(server.pid() as i32);
+    kill(monitor, Signal::SIGTERM).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let begun = Instant::now();
+    kill(monitor, Signal::SIGTERM).unwrap();
+    assert_eq!(server.wait(), Exit::Signal(15));
+    assert!(
+        begun.elapsed() < Duration::from_millis(200),
+        "{:?}",
+        begun.elapsed()
+    );
+    worker.ends_within(Duration::from_millis(600));
+    worker.reap();
+    client.finish(call).unwrap_err();
+}
