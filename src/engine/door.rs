@@ -1,9 +1,30 @@
-//! One listener's door: whether it is looked at, and until when not.
+//! One listener's door: whether it is looked at, until when not, and whose turn it is where several processes look.
 //!
-//! Invariant: it says how things are; the reception alone changes them, under the door's lock.
+//! Invariant: a listener is in the set of events as its door says, which is changed under the door's lock.
 
+use super::Port;
+use crate::sys::epoll::EventSet;
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+/// The names of the listeners' events are this and their place.
+pub(super) const LISTENERS: u64 = 1 << 63;
+/// Connections that end with their first call are taken so many at a time: each turn costs two system calls, and that is
+/// what makes it even for connections that last.
+const SHORT_ONES: u32 = 8;
+
+/// A door and the set in which its listener is.
+#[derive(Default)]
+pub(super) struct Doorway {
+    door: Mutex<Door>,
+    events: OnceLock<Arc<EventSet>>,
+    /// Connections that were taken since it was the others' turn.
+    taken: AtomicU32,
+}
 
 /// How long nobody is accepted after the system refused a connection, at first and at most.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(10);
@@ -39,6 +60,63 @@ impl Door {
         match Instant::now() >= *at {
             true => self.cuts.pop_front().map(|(_, time)| time),
             false => None,
+        }
+    }
+}
+
+impl Port {
+    pub(super) fn door(&self) -> MutexGuard<'_, Door> {
+        let door = &self.doorway.door;
+        door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the listener, in that set.
+    pub(super) fn open_door(&self, events: &Arc<EventSet>) -> io::Result<()> {
+        let _ = self.doorway.events.set(Arc::clone(events));
+        let (listener, name) = (self.bound.socket.as_fd(), LISTENERS | self.index as u64);
+        match self.bound.is_lent() {
+            true => events.watch_in_turn(listener, name),
+            false => events.watch(listener, name),
+        }
+    }
+
+    /// Looks at the listener, or does not.
+    pub(super) fn watch(&self, door: &mut Door, watched: bool) {
+        let was_watched = std::mem::replace(&mut door.watched, watched);
+        let Some(events) = self.doorway.events.get() else {
+            return;
+        };
+        let (listener, name) = (self.bound.socket.as_fd(), LISTENERS | self.index as u64);
+        // What is looked at in turn is in the set for as long as it is looked at; all else always is, so that this cannot
+        // fail.
+        match (self.bound.is_lent(), watched) {
+            (false, _) => drop(events.set_watched(listener, name, watched)),
+            (true, false) => events.forget(listener),
+            (true, true) if was_watched => {}
+            // The next review tries again.
+            (true, true) => door.watched = events.watch_in_turn(listener, name).is_ok(),
+        }
+    }
+
+    /// A connection was taken. If it lasts, [`Port::let_others_go_first`] follows.
+    pub(super) fn has_taken_one(&self) {
+        if self.bound.is_lent()
+            && self.doorway.taken.fetch_add(1, Ordering::Relaxed) + 1 >= SHORT_ONES
+        {
+            self.let_others_go_first();
+        }
+    }
+
+    /// Of those who accept from the same socket, the next one is another.
+    pub(super) fn let_others_go_first(&self) {
+        if !self.bound.is_lent() {
+            return;
+        }
+        self.doorway.taken.store(0, Ordering::Relaxed);
+        let mut door = self.door();
+        if door.watched {
+            self.watch(&mut door, false);
+            self.watch(&mut door, true);
         }
     }
 }

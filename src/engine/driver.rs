@@ -4,6 +4,7 @@
 
 mod calls;
 mod conversations;
+mod greeting;
 mod requests;
 
 use super::Site;
@@ -17,7 +18,6 @@ use crate::event::Event;
 use crate::listener::Wire;
 use crate::panics;
 use crate::protocol::Step;
-use crate::protocol::greeting::Welcome;
 use crate::protocol::message::Call;
 use crate::protocol::passenger::session::PassengerSession;
 use crate::protocol::server::{Happening, ServerSession};
@@ -46,6 +46,8 @@ pub(super) struct Driver {
     loan: Option<Arc<Loan>>,
     /// What it waits for while it is parked.
     interest: Interest,
+    /// It was another worker's turn to accept when it was seen that this connection lasts.
+    has_given_way: bool,
     /// Where a worker shows how this connection stands, and what its client calls it.
     shown: Option<(usize, u64)>,
     /// The kernel lets nobody send descriptors before the password was right.
@@ -110,6 +112,7 @@ impl Driver {
             loan: None,
             interest: Interest::Readable,
             shown: None,
+            has_given_way: native,
             entry,
         })
     }
@@ -196,6 +199,7 @@ impl Driver {
 
     /// Gives back what a parked session does not need, and says until when it may be parked.
     pub(super) fn prepare_to_rest(&mut self, interest: Interest) -> Option<Instant> {
+        self.lasts();
         self.is_known_to_events = true;
         self.interest = interest;
         self.talk.inbox_mut().rest();
@@ -255,41 +259,11 @@ impl Driver {
         }
     }
 
-    /// The password was right.
-    fn welcome(&mut self, fds: bool, tag: u64) {
-        if !self.refuses_rights {
-            // They may come at any time. It cannot fail.
-            let _ = socket::keep_urgent_bytes(&self.connection);
-        }
-        // Who has said already that nothing will follow needs no permission.
-        let is_last = self.talk.inbox().is_next_the_last();
-        let allowed = fds && !is_last && self.allow_rights();
-        let worker = self.site.control.worker();
-        if worker.is_some() && tag != 0 {
-            let counts = self.site.control.gate().counts();
-            self.shown = Some((counts.open_session(tag), tag));
-        }
-        if let Talk::Native { session, .. } = &mut self.talk {
-            session.welcome(Welcome {
-                fds: allowed,
-                worker: worker.map_or((0, 0), |worker| (worker.slot, worker.generation)),
-            });
-        }
-        self.entry.authenticated();
-    }
-
     fn is_over(&mut self) -> Turn {
         if let Some(ending) = self.talk.ending() {
             self.entry.ending = ending.clone();
         }
         Turn::Over
-    }
-
-    /// Lets the client send descriptors.
-    fn allow_rights(&self) -> bool {
-        self.socket().set_may_hold_rights(true);
-        let kept = socket::keep_urgent_bytes(&self.connection);
-        kept.is_ok() && socket::allow_rights(&self.connection, true).is_ok()
     }
 
     /// Sends what waits to be sent, as far as the kernel takes it. If the connection is broken, the next turn finds out.

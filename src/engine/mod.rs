@@ -16,6 +16,7 @@ mod talk;
 mod threaded;
 mod threads;
 
+use self::door::Doorway;
 use self::evented::Evented;
 use self::threaded::Threaded;
 use crate::arrival::Admit;
@@ -74,6 +75,7 @@ pub(crate) struct Port {
     pub(crate) index: usize,
     pub(crate) bound: Bound,
     pub(crate) limits: Arc<Limits>,
+    doorway: Doorway,
     /// How often it has stopped.
     stops: AtomicU64,
     /// Told to the streams of those who came through it since then.
@@ -92,6 +94,7 @@ impl Port {
             index,
             limits: Arc::clone(bound.limits.as_ref().unwrap_or(limits)),
             bound,
+            doorway: Doorway::default(),
             stops: AtomicU64::new(0),
             stop: Mutex::new(stop.child()?),
         })

@@ -4,7 +4,7 @@
 //! it costs no time; the kernel's backlog holds the rest. One that stops turns everybody away.
 
 use super::connections::{Connections, Entry};
-use super::door::{BACK_OFF, Door, MAX_BACK_OFF};
+use super::door::{BACK_OFF, Door, LISTENERS, MAX_BACK_OFF};
 use super::driver::Driver;
 use super::{Port, Site};
 use crate::arrival::Arrival;
@@ -27,16 +27,11 @@ use std::time::{Duration, Instant};
 const LASTING: Duration = Duration::from_millis(100);
 /// No more than this wait in a backlog (the kernel's usual `somaxconn`); those who come back at once may wait.
 const MAX_BACKLOG: usize = 4096;
-/// The names of the listeners' events are this and their place.
-const LISTENERS: u64 = 1 << 63;
 
 /// All listeners of an engine.
 pub(super) struct Reception {
     site: Arc<Site>,
     connections: Arc<Connections>,
-    events: Arc<EventSet>,
-    /// One for each port.
-    doors: Vec<Mutex<Door>>,
     /// Given up for a moment when there is no other descriptor, to tell those who wait that there is none.
     reserve: Mutex<Option<OwnedFd>>,
     /// The server stops.
@@ -70,22 +65,16 @@ impl Reception {
     ) -> io::Result<Reception> {
         site.control.gate().lower_ceiling(most_connections()?);
         for port in &site.ports {
-            let (socket, name) = (port.bound.socket.as_fd(), LISTENERS | port.index as u64);
-            match port.bound.is_lent() {
-                true => events.watch_in_turn(socket, name)?,
-                false => events.watch(socket, name)?,
-            }
+            port.open_door(&events)?;
             let listener = Arc::clone(&port.bound.name);
             let observer = site.control.observer();
             observer.tell(|| Event::ListenerStarted { listener });
         }
         Ok(Reception {
-            doors: site.ports.iter().map(|_| Mutex::default()).collect(),
             reserve: Mutex::new(reserve(&site.control)),
             stopping: AtomicBool::new(false),
             site,
             connections,
-            events,
         })
     }
 
@@ -93,7 +82,7 @@ impl Reception {
     pub(super) fn accept(&self, listener: usize) -> Option<Box<Driver>> {
         let port = &self.site.ports[listener];
         match self.site.control.gate().closed(listener) {
-            Some(reason) if !self.door(listener).turns_away => {
+            Some(reason) if !port.door().turns_away => {
                 self.stop_accepting(port, reason);
                 return None;
             }
@@ -102,8 +91,8 @@ impl Reception {
         match socket::accept(&port.bound.socket) {
             Ok(None) => None,
             Ok(Some(socket)) => {
-                self.door(listener).back_off = BACK_OFF;
-                self.let_others_go_first(port);
+                port.door().back_off = BACK_OFF;
+                port.has_taken_one();
                 // One about which the kernel tells nothing is gone.
                 self.admit(socket, port, true).ok().flatten()
             }
@@ -114,15 +103,6 @@ impl Reception {
                 self.stop_accepting(port, PauseReason::NoResources);
                 None
             }
-        }
-    }
-
-    /// Of those who accept from the same socket, the next one is another.
-    fn let_others_go_first(&self, port: &Port) {
-        if port.bound.is_lent() {
-            let mut door = self.door(port.index);
-            self.watch(port, &mut door, false);
-            self.watch(port, &mut door, true);
         }
     }
 
@@ -165,6 +145,10 @@ impl Reception {
                 None => return Ok(None),
             },
         };
+        if came && !matches!(port.bound.wire, Wire::Native) {
+            // What else is spoken lasts.
+            port.let_others_go_first();
+        }
         if let (Wire::Raw(acceptor), true) = (&port.bound.wire, came) {
             let given = self.give_away(acceptor, &socket, entry);
             return given.map(|()| None).inspect_err(|err| {
@@ -239,7 +223,7 @@ impl Reception {
     /// The system has no room. If that lasts, those who wait shall not do so without knowing for what.
     fn tell_of_shortage(&self, port: &Port) {
         // Others may have room.
-        if port.bound.is_lent() || self.door(port.index).back_off <= LASTING {
+        if port.bound.is_lent() || port.door().back_off <= LASTING {
             return;
         }
         let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,7 +235,7 @@ impl Reception {
 
     /// Looks at a listener no more, until there is a reason to.
     fn stop_accepting(&self, port: &Port, reason: PauseReason) {
-        let mut door = self.door(port.index);
+        let mut door = port.door();
         if !door.watched {
             return;
         }
@@ -260,7 +244,7 @@ impl Reception {
             door.not_before = Some(Instant::now() + door.back_off);
             door.back_off = (door.back_off * 2).min(MAX_BACK_OFF);
         }
-        self.watch(port, &mut door, false);
+        port.watch(&mut door, false);
         if !door.turns_away {
             // Under the lock, so that what is told is told in order.
             self.tell(port, |listener| Event::Paused { listener, reason });
@@ -285,7 +269,7 @@ impl Reception {
     pub(super) fn review(&self) {
         let gate = self.site.control.gate();
         for port in &self.site.ports {
-            let mut door = self.door(port.index);
+            let mut door = port.door();
             while let Some(time) = door.next_cut() {
                 self.connections.cut_listener(port, time);
             }
@@ -320,7 +304,7 @@ impl Reception {
                 return;
             }
         }
-        self.watch(port, &mut door, true);
+        port.watch(&mut door, true);
         self.tell(port, |listener| Event::Resumed { listener });
     }
 
@@ -335,11 +319,11 @@ impl Reception {
         if self.is_stopping() {
             if port.bound.is_lent() {
                 // Others go on.
-                self.watch(port, &mut door, false);
+                port.watch(&mut door, false);
             }
             return;
         }
-        self.watch(port, &mut door, true);
+        port.watch(&mut door, true);
         if let Err(err) = port.bound.set_hidden(true) {
             self.site.control.observer().failed(None, "renameat2", &err);
         }
@@ -373,37 +357,16 @@ impl Reception {
 
     /// Until when the engine may sleep because of the listeners.
     pub(super) fn sleep_until(&self) -> Option<Instant> {
-        let doors = self.site.ports.iter().map(|port| self.door(port.index));
+        let doors = self.site.ports.iter().map(|port| port.door());
         doors
             .flat_map(|door| [door.not_before, door.cuts.front().map(|(at, _)| *at)])
             .flatten()
             .min()
     }
 
-    fn watch(&self, port: &Port, door: &mut Door, watched: bool) {
-        let was_watched = std::mem::replace(&mut door.watched, watched);
-        let listener = port.bound.socket.as_fd();
-        let name = LISTENERS | port.index as u64;
-        // What is looked at in turn is in the set for as long as it is looked at; all else always is, so that this cannot
-        // fail.
-        match (port.bound.is_lent(), watched) {
-            (false, _) => drop(self.events.set_watched(listener, name, watched)),
-            (true, false) => self.events.forget(listener),
-            (true, true) if was_watched => {}
-            // The next review tries again.
-            (true, true) => door.watched = self.events.watch_in_turn(listener, name).is_ok(),
-        }
-    }
-
     fn tell(&self, port: &Port, event: impl FnOnce(Arc<str>) -> Event) {
         let name = || Arc::clone(&port.bound.name);
         self.site.control.observer().tell(|| event(name()));
-    }
-
-    fn door(&self, listener: usize) -> MutexGuard<'_, Door> {
-        self.doors[listener]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells those who wait in the backlogs that it was in vain, so that they know that nothing was executed.
