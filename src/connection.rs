@@ -10,6 +10,7 @@ use crate::protocol::outbox::Outbox;
 use crate::sys::linger::Socket;
 use crate::sys::rights::{self, Rights};
 use crate::sys::socket;
+use crate::wait::{Spinner, Wait};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub(crate) struct Connection {
     socket: Arc<Socket>,
     receive_timeout: Option<Duration>,
+    spinner: Spinner,
 }
 
 /// Why nothing was received.
@@ -40,7 +42,13 @@ impl Connection {
         Connection {
             socket,
             receive_timeout: None,
+            spinner: Spinner::new(Wait::Sleep),
         }
+    }
+
+    /// How it waits from now on.
+    pub(crate) fn set_wait(&mut self, wait: Wait) {
+        self.spinner = Spinner::new(wait);
     }
 
     /// Writes once, without waiting. Returns how much is gone; it is for the caller to tell the outbox.
@@ -76,8 +84,26 @@ impl Connection {
         rights: Rights,
         patience: Option<Duration>,
     ) -> Result<bool, ReceiveError> {
+        if let Some(found) = self.look_for_input(inbox, rights) {
+            return found;
+        }
         self.limit_receive(patience)?;
         self.receive_once(inbox, rights, false)
+    }
+
+    /// Receives as soon as something comes, if that is worth looking for.
+    fn look_for_input(
+        &mut self,
+        inbox: &mut Inbox,
+        rights: Rights,
+    ) -> Option<Result<bool, ReceiveError>> {
+        let mut spinner = self.spinner;
+        let found = spinner.spin(|| match self.receive_once(inbox, rights, true) {
+            Ok(false) => None,
+            found => Some(found),
+        });
+        self.spinner = spinner;
+        found
     }
 
     /// As [`Connection::receive`], without waiting.

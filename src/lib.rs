@@ -94,6 +94,7 @@ mod session;
 pub mod spawn;
 #[allow(unsafe_code)] // here and nowhere else
 mod sys;
+mod wait;
 mod worker;
 
 pub use address::Address;
@@ -129,4 +130,5 @@ pub use scoreboard::{CallStatus, PoolEvent, PoolStatus, ReplaceReason, WorkerPha
 pub use server::Server;
 pub use service::{Raw, Restrictions};
 pub use session::{EventHandler, Item, PostError, Session, SessionHandle};
+pub use wait::Wait;
 pub use worker::Worker;

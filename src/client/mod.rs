@@ -6,6 +6,7 @@
 mod connect;
 mod errors;
 mod pending;
+mod pipelined;
 mod stream;
 mod turn;
 mod workers;
@@ -24,6 +25,7 @@ use crate::protocol::codec;
 use crate::protocol::message::{Form, write_call};
 use crate::service::MAX_NAME;
 use crate::sys::process;
+use crate::wait::Wait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -33,8 +35,6 @@ use std::time::{Duration, Instant};
 
 /// A connection that is older than this when the first call leaves is made anew: half of a server's usual patience.
 const STALE: Duration = Duration::from_secs(1);
-/// Calls that are begun while others are under way are gathered up to this size before they leave.
-const GATHERED: usize = 16 << 10;
 
 /// A connection to a server.
 ///
@@ -51,6 +51,7 @@ pub struct Client {
     session: ClientSession,
     limits: Limits,
     timeout: Option<Duration>,
+    wait: Wait,
     generation: u32,
     last_id: u32,
     /// Calls that have been sent and not been answered.
@@ -102,6 +103,7 @@ impl Client {
             session: ClientSession::new(password, limits.bounds()),
             limits,
             timeout: None,
+            wait: Wait::Sleep,
             generation: process::generation(),
             last_id: 0,
             in_flight: 0,
@@ -116,6 +118,22 @@ impl Client {
     /// answer is dropped when it comes.
     pub fn with_timeout(mut self, timeout: Duration) -> Client {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// How it waits for answers. Default: [`Wait::Sleep`].
+    ///
+    /// ```no_run
+    /// # use forkserver::{Client, Server, Wait};
+    /// # use std::time::Duration;
+    /// # fn main() -> forkserver::Result<()> {
+    /// # let server = Server::new().start()?;
+    /// let client = server.connect()?.with_wait(Wait::Spin(Duration::from_micros(20)));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_wait(mut self, wait: Wait) -> Client {
+        self.wait = wait;
+        self.connection.set_wait(wait);
         self
     }
 
@@ -213,73 +231,10 @@ impl Client {
         self.call_in_form(name, args, Form::LastCall)
     }
 
-    /// Begins a call; others can be begun before it is finished, and finished in any order.
-    ///
-    /// The first leaves at once. Those that are begun while others are under way leave together, with the next
-    /// [`finish`](Client::finish), [`call`](Client::call) or [`flush`](Client::flush), or when 16 KiB have
-    /// gathered. The server takes the calls of a connection one after the other.
-    ///
-    /// # Errors
-    /// The arguments cannot be sent, or the connection is gone.
-    pub fn begin<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
-    where
-        A: Serialize + ?Sized,
-    {
-        let mut turns = 0;
-        loop {
-            match self.begin_once(name, args) {
-                Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
-                begun => return begun,
-            }
-        }
-    }
-
-    fn begin_once<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
-    where
-        A: Serialize + ?Sized,
-    {
-        let idle = self.in_flight == 0;
-        let id = self.send(name, args, Form::Call)?;
-        let mut pending = self.begun.add(id, name, self.deadline());
-        if idle || self.session.outbox.queued() > GATHERED {
-            if let Err(err) = self.flush() {
-                let err = self.with_delivery(err, id);
-                if !is_answered_late(&err) {
-                    pending.finished();
-                }
-                return Err(err);
-            }
-        }
-        Ok(pending)
-    }
-
-    /// Waits for the result of a call that was begun. The timeout counts from when it was.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub fn finish<R: DeserializeOwned>(&mut self, mut pending: Pending<R>) -> Result<R, CallError> {
-        let kept = self.begun.take(&pending).ok_or(CallError::NoSuchCall)?;
-        pending.finished();
-        let answer = match kept {
-            Some(answer) => answer,
-            None => self.wait(pending.id, pending.deadline)?,
-        };
-        self.result(pending.name(), answer)
-    }
-
-    /// Sends what has been begun and gathered.
-    ///
-    /// # Errors
-    /// The connection is gone, or the server took nothing within the timeout.
-    pub fn flush(&mut self) -> Result<(), CallError> {
-        self.check()?;
-        let deadline = self.deadline();
-        while (self.session.outbox.queued() > 0 || self.session.holds_calls()) && !self.deaf {
-            if let Some((id, answer)) = self.step(deadline)? {
-                self.begun.keep(id, answer);
-            }
-        }
-        Ok(())
+    /// Goes on over another connection.
+    fn use_connection(&mut self, connection: OwnedFd) {
+        self.connection = Connection::new(Arc::new(connection.into()));
+        self.connection.set_wait(self.wait);
     }
 
     fn check(&self) -> Result<(), CallError> {
@@ -311,7 +266,7 @@ impl Client {
         }
         match connect::connect_to(&address, connect::PATIENCE) {
             Ok(connection) => {
-                self.connection = Connection::new(Arc::new(connection.into()));
+                self.use_connection(connection);
                 Ok(())
             }
             Err(ConnectError::Impostor { .. }) => {
@@ -362,19 +317,6 @@ impl Client {
                 return id;
             }
         }
-    }
-
-    /// Waits until fewer calls than [`Limits::max_in_flight`] are unanswered.
-    fn wait_for_place(&mut self) -> Result<(), CallError> {
-        let deadline = self.deadline();
-        while self.in_flight >= self.limits.max_in_flight.max(1) {
-            match self.step(deadline) {
-                Ok(Some((id, answer))) => self.begun.keep(id, answer),
-                Ok(None) => {}
-                Err(err) => return Err(errors::not_sent(err)),
-            }
-        }
-        Ok(())
     }
 
     /// Waits for the answer to a call.

@@ -5,7 +5,6 @@
 use super::pending::BegunCalls;
 use super::{Client, connect};
 use crate::address::Address;
-use crate::connection::Connection;
 use crate::error::{CallError, Delivery};
 use crate::protocol::client::ClientSession;
 use crate::scoreboard::Fate;
@@ -13,7 +12,6 @@ use crate::service::FATE;
 use crate::sys::process;
 use crate::worker::Worker;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,9 +24,8 @@ pub(super) const MAX_TURNS: u32 = 16;
 pub(super) fn new_tag() -> u64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let identity = (std::process::id(), process::generation(), count);
-    // 0 is no name.
-    RandomState::new().hash_one(identity) | 1
+    // The state is random in each process, and a copy of one has another generation. 0 is no name.
+    RandomState::new().hash_one((process::generation(), count)) | 1
 }
 
 impl Client {
@@ -93,7 +90,7 @@ impl Client {
         let Ok(connection) = connect::connect_to(&home, connect::PATIENCE) else {
             return false;
         };
-        self.connection = Connection::new(Arc::new(connection.into()));
+        self.use_connection(connection);
         self.session = ClientSession::new(home.password.clone(), self.limits.bounds());
         self.tag = new_tag();
         self.session.set_tag(self.tag);

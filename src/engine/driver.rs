@@ -101,7 +101,8 @@ impl Driver {
         };
         let refuses_rights = port.bound.refuses_rights();
         socket.set_may_hold_rights(!refuses_rights);
-        let connection = Connection::new(socket);
+        let mut connection = Connection::new(socket);
+        connection.set_wait(site.wait);
         Box::new(Driver {
             refuses_rights,
             site,

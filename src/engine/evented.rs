@@ -14,6 +14,7 @@ use crate::context::Control;
 use crate::error::StopReason;
 use crate::service::StreamTask;
 use crate::sys::epoll::{EventSet, Interest};
+use crate::wait::Spinner;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,6 +43,7 @@ pub(crate) struct Evented {
     /// What the threads of streams have given back.
     returned: Arc<Returned>,
     threads: Threads,
+    spinner: Spinner,
     /// What the last wait brought; kept for its memory.
     names: Vec<u64>,
 }
@@ -107,6 +109,7 @@ impl Evented {
                 control: control.clone(),
             }),
             threads: Threads::default(),
+            spinner: Spinner::new(site.wait),
             names: Vec::new(),
             site,
         })
@@ -173,7 +176,7 @@ impl Evented {
             false => Some(Instant::now()),
         };
         let mut names = std::mem::take(&mut self.names);
-        let waited = self.events.all(&mut names, until);
+        let waited = self.wait(&mut names, until);
         if self.ready.len() > 1 || names.iter().any(|name| !self.has_turn_to_come(*name)) {
             self.send_before_others();
         }
@@ -202,6 +205,16 @@ impl Evented {
         self.expire();
         self.reception.review();
         waited.map(|()| called)
+    }
+
+    /// Waits for events, and says what they are about.
+    fn wait(&mut self, names: &mut Vec<u64>, until: Option<Instant>) -> io::Result<()> {
+        let events = &self.events;
+        let looked = self.spinner.spin(|| {
+            let looked = events.all(names, Some(Instant::now()));
+            (looked.is_err() || !names.is_empty()).then_some(looked)
+        });
+        looked.unwrap_or_else(|| events.all(names, until))
     }
 
     /// Whether an event is about a session that let others go first, and has its turn whatever has come for it.

@@ -26,6 +26,7 @@ use crate::limits::Limits;
 use crate::listener::Bound;
 use crate::service::Service;
 use crate::session::Office;
+use crate::wait::Wait;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +54,8 @@ pub(crate) struct Site {
     pub(crate) limits: Arc<Limits>,
     pub(crate) control: Control,
     pub(crate) ports: Vec<Arc<Port>>,
+    /// How threads wait for a client that calls all the time.
+    pub(crate) wait: Wait,
     /// Asked, in order, about whoever comes through a listener.
     pub(crate) admit: Vec<Admit>,
     /// A call that is answered with an error is its connection's last.

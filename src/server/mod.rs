@@ -30,7 +30,7 @@ use crate::scoreboard::MAX_WORKERS;
 use crate::service::Service;
 use crate::sys::file::FileId;
 use crate::sys::{fdtable, process};
-use crate::{Address, Fault, Limits, Resource, ServerHandle, Signal, StartError};
+use crate::{Address, Fault, Limits, Resource, ServerHandle, Signal, StartError, Wait};
 use std::any::Any;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -77,6 +77,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     engine: Engine,
     prefork: Option<Prefork>,
+    wait: Wait,
     limits: Arc<Limits>,
     before_fork: Vec<Arc<dyn Fn() -> Result<(), Fault> + Send + Sync>>,
     /// What the crate itself does before `initialize`.
@@ -109,6 +110,7 @@ impl Default for Server {
             listeners: Vec::new(),
             engine: Engine::default(),
             prefork: None,
+            wait: Wait::default(),
             limits: Arc::default(),
             before_fork: Vec::new(),
             prepare: Vec::new(),

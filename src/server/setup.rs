@@ -253,6 +253,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
         limits: Arc::clone(&server.limits),
         control,
         ports: ports.collect::<io::Result<_>>()?,
+        wait: server.wait,
         admit: server.admit.clone(),
         close_on_error: server.close_on_error,
         stop,

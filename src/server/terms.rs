@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::listener::Listener;
 use crate::prefork::{Prefork, memory};
 use crate::service::{FATE, Restrictions, STATUS};
-use crate::{Fault, Limits};
+use crate::{Fault, Limits, Wait};
 use std::sync::Arc;
 
 /// How it serves.
@@ -59,6 +59,19 @@ impl Server {
                     Ok(ctx.control().fate(tag, generation))
                 });
         }
+        self
+    }
+
+    /// How its threads wait for a client that calls all the time. Default: [`Wait::Sleep`]. With [`Engine::Evented`] the one
+    /// thread waits so for everything.
+    ///
+    /// ```
+    /// # use forkserver::{Server, Wait};
+    /// # use std::time::Duration;
+    /// let server = Server::new().wait(Wait::Spin(Duration::from_micros(20)));
+    /// ```
+    pub fn wait(mut self, wait: Wait) -> Server {
+        self.wait = wait;
         self
     }
 

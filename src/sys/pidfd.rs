@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// How a process ended, as far as the kernel tells us.
@@ -42,15 +43,23 @@ impl PidFd {
 
     /// The number that names this process and no other, where the kernel has one.
     pub(crate) fn identity(&self) -> Option<u64> {
-        let mut filesystem = MaybeUninit::<libc::statfs>::uninit();
-        // SAFETY: the descriptor is open and the structure has room.
-        check(unsafe { libc::fstatfs(self.0.as_raw_fd(), filesystem.as_mut_ptr()) }).ok()?;
-        // SAFETY: fstatfs succeeded and has filled the structure.
-        let filesystem = unsafe { filesystem.assume_init() };
-        if filesystem.f_type as libc::c_long != PID_FS_MAGIC {
+        // It is the same for all of them.
+        static HAS_NAMES: OnceLock<bool> = OnceLock::new();
+        if !*HAS_NAMES.get_or_init(|| self.is_in_pidfs()) {
             return None;
         }
         nix::sys::stat::fstat(&self.0).ok().map(|stat| stat.st_ino)
+    }
+
+    fn is_in_pidfs(&self) -> bool {
+        let mut filesystem = MaybeUninit::<libc::statfs>::uninit();
+        // SAFETY: the descriptor is open and the structure has room.
+        if check(unsafe { libc::fstatfs(self.0.as_raw_fd(), filesystem.as_mut_ptr()) }).is_err() {
+            return false;
+        }
+        // SAFETY: fstatfs succeeded and has filled the structure.
+        let filesystem = unsafe { filesystem.assume_init() };
+        filesystem.f_type as libc::c_long == PID_FS_MAGIC
     }
 
     pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {

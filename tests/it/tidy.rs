@@ -42,6 +42,7 @@ const FLOORS: [&[&str]; 6] = [
         "passenger",
         "session",
         "scoreboard",
+        "wait",
     ],
     &["service"],
     &["engine", "child", "prefork"],

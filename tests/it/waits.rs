@@ -3,7 +3,7 @@
 use crate::processes::{Helper, readable};
 use forkserver::{
     Client, Context, Ending, EventHandler, Fault, Found, Framing, FramingError, Item, Limits,
-    Lines, Listener, Server, ServerHandle, Session, StopReason, Unframed,
+    Lines, Listener, Server, ServerHandle, Session, StopReason, Unframed, Wait,
 };
 use std::any::Any;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
@@ -20,6 +20,8 @@ crate::tests![
     a_client_whose_bytes_are_all_passed_over_starves_nobody,
     who_waits_in_vain_to_speak_another_protocol_is_told_nothing_in_ours,
     a_listener_that_is_started_at_once_lets_everybody_in,
+    sides_that_look_again_and_again_have_the_same_answers,
+    who_looks_in_vain_sleeps_in_the_end,
 ];
 
 fn path() -> std::path::PathBuf {
@@ -318,4 +320,52 @@ fn a_listener_that_is_started_at_once_lets_everybody_in() {
     }
     server.stop().unwrap();
     floods.into_iter().for_each(Helper::finish);
+}
+
+const SPIN: Wait = Wait::Spin(Duration::from_micros(20));
+
+fn sides_that_look_again_and_again_have_the_same_answers() {
+    let server = crate::lifecycle::echo().wait(SPIN).start().unwrap();
+    let mut client = server
+        .connect()
+        .unwrap()
+        .with_wait(SPIN)
+        .with_timeout(Duration::from_secs(5));
+    let mut other = Client::connect(server.address()).unwrap();
+    for number in 0..2_000 {
+        let text = number.to_string().repeat(1 + number % 50);
+        assert_eq!(client.call::<_, String>("echo", &text).unwrap(), text);
+        if number % 100 == 0 {
+            assert_eq!(other.call::<_, String>("echo", &text).unwrap(), text);
+        }
+    }
+    let long = "x".repeat(1 << 20);
+    assert_eq!(client.call::<_, String>("echo", &long).unwrap(), long);
+}
+
+fn who_looks_in_vain_sleeps_in_the_end() {
+    let server = crate::lifecycle::echo().wait(SPIN).start().unwrap();
+    let mut client = server.connect().unwrap().with_wait(SPIN);
+    client.call::<_, String>("echo", "x").unwrap();
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let ticks = |field: usize| fields[field].parse::<u64>().unwrap();
+        // In ticks of 10 ms: utime and stime.
+        ticks(11) + ticks(12)
+    };
+    let before = used();
+    assert!(
+        !readable(&server, Duration::from_secs(1)),
+        "it does not end"
+    );
+    assert!(
+        used() - before <= 3,
+        "of a second, in which nothing happened"
+    );
 }
