@@ -82,7 +82,7 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until fewer calls than [`Limits::max_in_flight`] are unanswered.
+    /// Waits until fewer calls than [`max_in_flight`](crate::Limits::max_in_flight) are unanswered.
     pub(super) fn wait_for_place(&mut self) -> Result<(), CallError> {
         let deadline = self.deadline();
         while self.in_flight >= self.limits.max_in_flight.max(1) {
