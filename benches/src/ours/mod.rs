@@ -6,6 +6,8 @@ mod tokio;
 mod worker;
 
 pub use spawn::ENTRIES;
+#[cfg(feature = "peers")]
+pub use worker::crash;
 
 use crate::contestant::{Connect, Contestant, Kind, Rounds, after_silence, counted, timed};
 use crate::process::proportional_kib;
