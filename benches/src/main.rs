@@ -25,7 +25,7 @@ use contestant::Contestant;
 use figure::Figure;
 use measure::Field;
 use options::{Options, USAGE};
-use placement::{Cores, Placement};
+use placement::Cores;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -102,12 +102,8 @@ fn measure(field: &Field, options: &Options) -> Vec<Figure> {
     let mut all = Vec::new();
     for workload in options.workloads() {
         let mut figures = Vec::new();
-        for &placement in workload.placements {
-            // Where there is another placement, the bimodal one is not worth the time.
-            let is_spared = options.quick
-                && placement != workload.placements[0]
-                && placement == Placement::Free;
-            if field.cores.have(placement) && !is_spared {
+        for placement in options.placements(workload) {
+            if field.cores.have(placement) {
                 figures.extend(field.measure(workload, placement));
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::contestant::{Contestant, Kind};
 use crate::measure::Effort;
+use crate::placement::Placement;
 use crate::workload::{self, Workload};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,29 +83,33 @@ impl Options {
         }
     }
 
+    /// Where a workload is measured. The bimodal placement is spared where there is another, if time is short.
+    pub fn placements(&self, workload: &Workload) -> impl Iterator<Item = Placement> {
+        let only_free = workload.placements == [Placement::Free];
+        let spared = self.quick && !only_free;
+        let all = workload.placements.iter().copied();
+        all.filter(move |one| !(spared && *one == Placement::Free))
+    }
+
     /// Those that are named, and the limits.
     pub fn contestants(
         &self,
         mut all: Vec<Box<dyn Contestant>>,
     ) -> Result<Vec<Box<dyn Contestant>>, String> {
-        let mut words = self
-            .words
-            .iter()
-            .filter(|word| workload::find(word).is_none());
-        if let Some(word) = words
-            .clone()
-            .find(|word| !all.iter().any(|one| one.name().contains(*word)))
-        {
-            return Err(format!(
-                "{word} is no workload, and in no contestant's name"
-            ));
+        let is_name = |word: &&String| workload::find(word).is_none();
+        let words: Vec<_> = self.words.iter().filter(is_name).collect();
+        for word in &words {
+            if !all.iter().any(|one| one.name().contains(*word)) {
+                return Err(format!(
+                    "{word} is no workload, and in no contestant's name"
+                ));
+            }
         }
-        if words.clone().next().is_some() {
-            all.retain(|one| {
-                one.kind() == Kind::Limit || words.clone().any(|word| one.name().contains(word))
-            });
+        if !words.is_empty() {
+            let is_named =
+                |one: &dyn Contestant| words.iter().any(|word| one.name().contains(*word));
+            all.retain(|one| one.kind() == Kind::Limit || is_named(one.as_ref()));
         }
-        words.by_ref().for_each(drop);
         Ok(all)
     }
 }

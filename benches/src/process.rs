@@ -5,8 +5,6 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 /// A child that serves; it is killed and reaped when this is dropped.
 pub struct Child(Pid);
@@ -54,18 +52,6 @@ impl Drop for Leave {
 pub fn die_with_the_parent() {
     // SAFETY: numbers, as prctl(2) wants them.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-}
-
-/// The same for a program that does not know us.
-#[cfg(feature = "peers")]
-pub fn tie(command: &mut Command) {
-    // SAFETY: nothing but a system call.
-    unsafe {
-        command.pre_exec(|| {
-            die_with_the_parent();
-            Ok(())
-        })
-    };
 }
 
 /// A connection between two processes.

@@ -84,7 +84,7 @@ pub fn of_targets(figures: &[Figure]) -> String {
     text
 }
 
-/// forkserver's best in each workload beside the best peer's.
+/// forkserver's best in each workload beside the best peer's; level are those whose quartiles overlap.
 pub fn of_peers(figures: &[Figure]) -> String {
     if !figures.iter().any(|figure| figure.kind == Kind::Peer) {
         return String::new();
@@ -96,11 +96,13 @@ pub fn of_peers(figures: &[Figure]) -> String {
             let (Some(own), Some(peer)) = (best(Kind::Forkserver), best(Kind::Peer)) else {
                 continue;
             };
-            let (factor, wanted) = (
-                peer.value.middle / own.value.middle,
-                workload::lead(workload.id),
-            );
-            let verdict = if factor >= wanted { "ahead" } else { "BEHIND" };
+            let factor = peer.ratio.middle / own.ratio.middle;
+            let wanted = workload::lead(workload.id);
+            let verdict = match factor {
+                factor if factor >= wanted => "ahead",
+                _ if wanted == 1.0 && own.ratio.low <= peer.ratio.high => "level",
+                _ => "BEHIND",
+            };
             let _ = writeln!(
                 text,
                 "  {:<4} {:<9} {:<20} {factor:>7.2} of at least {wanted:.2}  {verdict:<7} {}",
@@ -126,5 +128,5 @@ fn best<'a>(
         .filter(|one| one.kind == kind && one.against == workload.limit)
         // It has nobody beside it whose silence it could bear.
         .filter(|one| !one.contestant.ends_with("alone"))
-        .min_by(|a, b| a.value.middle.total_cmp(&b.value.middle))
+        .min_by(|a, b| a.ratio.middle.total_cmp(&b.ratio.middle))
 }

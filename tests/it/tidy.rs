@@ -8,6 +8,7 @@ crate::tests![
     unsafe_code_is_in_sys,
     some_crates_are_known_to_one_module,
     files_and_functions_are_short,
+    the_benchmarks_are_as_readable,
     modules_say_what_they_are,
     the_changelog_has_the_version,
     tests_that_the_catalogues_name_are_there,
@@ -83,8 +84,15 @@ fn root() -> &'static Path {
 }
 
 fn sources() -> Vec<Source> {
+    let mut found = sources_in("src");
+    assert!(found.len() > 30);
+    found.retain(|source| !source.path.ends_with("tests.rs"));
+    found
+}
+
+fn sources_in(directory: &str) -> Vec<Source> {
     let mut found = Vec::new();
-    let mut directories = vec![root().join("src")];
+    let mut directories = vec![root().join(directory)];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -108,8 +116,6 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    assert!(found.len() > 30);
-    found.retain(|source| !source.path.ends_with("tests.rs"));
     found
 }
 
@@ -278,7 +284,20 @@ fn some_crates_are_known_to_one_module() {
 }
 
 fn files_and_functions_are_short() {
-    for source in sources() {
+    are_short(&sources());
+}
+
+fn the_benchmarks_are_as_readable() {
+    let sources = sources_in("benches/src");
+    assert!(sources.len() > 20);
+    are_short(&sources);
+    for source in sources {
+        assert!(source.text.starts_with("//! "), "{:?}", source.path);
+    }
+}
+
+fn are_short(sources: &[Source]) {
+    for source in sources {
         let lines = source.text.lines().count();
         assert!(lines <= 450, "{:?} has {lines} lines", source.path);
         let mut begin = None;

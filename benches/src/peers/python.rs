@@ -1,13 +1,12 @@
 //! Python's multiprocessing: connections with a password, managers, and its fork server. Both sides are Python's, and its
 //! client does the rounds itself; see `python.py`.
 
-use super::served::{Program, Served};
+use super::served::{Program, Served, tie};
 use crate::contestant::{Connect, Contestant, Kind, Rounds};
-use crate::process::tie;
 use crate::task::Task;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 const SCRIPT: &str = include_str!("python.py");
 
@@ -93,16 +92,41 @@ fn client(script: &Path, way: &str, operation: &str, size: usize, path: &PathBuf
         .args(["client", way, operation, &size.to_string()])
         .arg(path);
     tie(&mut command);
-    let client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-    let mut client = client.expect("a process");
-    let mut input = client.stdin.take().expect("it is piped");
-    let mut output = BufReader::new(client.stdout.take().expect("it is piped"));
-    Box::new(move |count| {
-        let _keep = &client;
+    let mut client = Client::start(command);
+    Box::new(move |count| client.round(count) / f64::from(count))
+}
+
+/// It ends when its standard input does.
+struct Client {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Client {
+    fn start(mut command: Command) -> Client {
+        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = process.expect("a process");
+        Client {
+            input: process.stdin.take(),
+            output: BufReader::new(process.stdout.take().expect("it is piped")),
+            process,
+        }
+    }
+
+    /// How many seconds so many operations take.
+    fn round(&mut self, count: u32) -> f64 {
+        let input = self.input.as_mut().expect("it is piped");
         writeln!(input, "{count}").expect("it listens");
         let mut line = String::new();
-        output.read_line(&mut line).expect("it answers");
-        let seconds: f64 = line.trim().parse().expect("seconds");
-        seconds / f64::from(count)
-    })
+        self.output.read_line(&mut line).expect("it answers");
+        line.trim().parse().expect("seconds")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        let _ = self.process.wait();
+    }
 }

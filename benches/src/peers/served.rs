@@ -1,8 +1,9 @@
 //! A peer's server: this program, executed once more, with a path to listen at. It says when it listens, and ends with
 //! whoever started it.
 
-use crate::process::{die_with_the_parent, tie};
+use crate::process::die_with_the_parent;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -72,6 +73,17 @@ impl Program {
         }
         command
     }
+}
+
+/// Ties a program that does not know us to the life of this process.
+pub fn tie(command: &mut Command) {
+    // SAFETY: nothing but a system call.
+    unsafe {
+        command.pre_exec(|| {
+            die_with_the_parent();
+            Ok(())
+        })
+    };
 }
 
 /// A server that runs; it is killed and reaped when this is dropped, which no peer does sooner by itself.
