@@ -10,17 +10,25 @@ pub use spawn::ENTRIES;
 pub use worker::crash;
 
 use crate::contestant::{Connect, Contestant, Kind, Rounds, after_silence, counted, timed};
-use crate::process::proportional_kib;
-use crate::task::{BATCH, CROWD, Task};
-use forkserver::{Address, Bytes, Client, Engine, Fd, Limits, Server, ServerHandle};
+use crate::process::{family, proportional_kib, served_mib};
+use crate::task::{BATCH, CROWD, Task, WORKERS, table};
+use forkserver::{Address, Bytes, Client, Engine, Fd, Limits, Prefork, Server, ServerHandle};
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub fn all() -> Vec<Box<dyn Contestant>> {
-    let with = |name, engine| Box::new(Forkserver { name, engine });
+    let with = |name, engine, workers| {
+        Box::new(Forkserver {
+            name,
+            engine,
+            workers,
+        })
+    };
     vec![
-        with("forkserver", Engine::Threaded),
-        with("forkserver evented", Engine::Evented),
+        with("forkserver", Engine::Threaded, 0),
+        with("forkserver evented", Engine::Evented, 0),
+        with("forkserver prefork", Engine::Threaded, WORKERS),
         Box::new(Alone),
         Box::new(ByHandle),
         Box::new(tokio::FromTokio),
@@ -34,6 +42,38 @@ pub fn all() -> Vec<Box<dyn Contestant>> {
 struct Forkserver {
     name: &'static str,
     engine: Engine,
+    /// How many processes serve, if it is not the server's own.
+    workers: usize,
+}
+
+impl Forkserver {
+    fn definition(&self) -> Server {
+        let definition = definition().engine(self.engine);
+        match self.workers {
+            0 => definition,
+            workers => definition.prefork(Prefork::new(workers)),
+        }
+    }
+
+    /// What a server with workers can do besides: one that crashes is replaced, and what has been loaded is there once.
+    fn serve_by_workers(&self, task: Task) -> Option<Connect> {
+        // No worker counts as one that crashes all the time: here they are made to.
+        let workers = Prefork::new(self.workers).min_uptime(Duration::ZERO);
+        let definition = definition().engine(self.engine).prefork(workers);
+        match task {
+            Task::Recovery => Some(serve(&definition, worker::recovery_of_worker)),
+            Task::Loss => Some(serve(&definition, worker::loss_of_worker)),
+            Task::Memory => {
+                let server = definition.initialize(|_| Ok(table())).start();
+                let server = server.expect("a server");
+                Some(Box::new(move |_| {
+                    let _keep = &server;
+                    counted(served_mib)
+                }))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Contestant for Forkserver {
@@ -46,7 +86,10 @@ impl Contestant for Forkserver {
     }
 
     fn serve(&self, task: Task) -> Option<Connect> {
-        let definition = definition().engine(self.engine);
+        if self.workers > 0 && matches!(task, Task::Recovery | Task::Loss | Task::Memory) {
+            return self.serve_by_workers(task);
+        }
+        let definition = self.definition();
         match task {
             Task::Lifetime => Some(Box::new(move |_| lifetime(definition.clone()))),
             Task::Recovery => Some(Box::new(move |_| worker::recovery(definition.clone()))),
@@ -57,7 +100,10 @@ impl Contestant for Forkserver {
             })),
             Task::IdleMemory(count) => Some(serve(&roomy(definition), move |server| {
                 let pid = server.pid();
-                let own = counted(move || proportional_kib(pid) as f64 / 1024.0);
+                let own = counted(move || {
+                    let kib = family(pid).into_iter().map(proportional_kib).sum::<u64>();
+                    kib as f64 / 1024.0
+                });
                 among(idle(server, count), own)
             })),
             _ => operation(task).map(|operation| {
