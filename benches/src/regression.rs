@@ -7,8 +7,13 @@ use crate::table::ratio;
 use crate::workload;
 use std::fmt::Write;
 
-/// Differences below this part are nobody's doing.
-const NOISE: f64 = 0.05;
+/// How far apart, as a part, figures of the same code have been seen in runs of the same machine.
+fn noise(placement: Placement) -> f64 {
+    match placement {
+        Placement::OneCore => 0.1,
+        Placement::Across | Placement::Free => 0.35,
+    }
+}
 
 /// A line for each of forkserver's figures that is worse by more than the noise: the quartiles have nothing in common,
 /// and the medians are further apart than figures of the same code are.
@@ -22,7 +27,7 @@ pub fn worse(stored: &[Figure], figures: &[Figure]) -> String {
             continue;
         };
         let apart = figure.ratio.low > before.ratio.high;
-        if apart && figure.ratio.middle > before.ratio.middle * (1.0 + NOISE) {
+        if apart && figure.ratio.middle > before.ratio.middle * (1.0 + noise(figure.placement)) {
             let _ = writeln!(
                 text,
                 "worse: {} {} {}, of {}: {}, was {}",
