@@ -159,6 +159,11 @@ impl Driver {
         self.talk.outbox().queued() > 0
     }
 
+    /// Whether no further call is going to be taken.
+    pub(super) fn is_ending(&self) -> bool {
+        self.talk.ending().is_some()
+    }
+
     /// Whether nothing is to be done until the client begins something. If so, it has begun to be silent.
     pub(super) fn falls_silent(&mut self) -> bool {
         let Talk::Native {

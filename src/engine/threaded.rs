@@ -330,7 +330,11 @@ impl Shared {
                 Turn::Moved => {
                     let Some(begun) = since else { continue };
                     // Nobody else could look at newcomers, deadlines and the rest.
-                    let leads = lead.is_some_and(|token| self.crew.leads(token));
+                    let leads = lead.filter(|token| self.crew.leads(*token));
+                    if let Some(token) = leads.filter(|_| self.is_wanted_elsewhere(&driver)) {
+                        self.relieve(&self.crew.hand_over(token));
+                    }
+                    let leads = leads.is_some_and(|token| self.crew.leads(token));
                     let alone = self.crew.is_headless() || leads && !self.crew.has_reserve();
                     if !alone && !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
                         continue;
@@ -354,6 +358,12 @@ impl Shared {
                 Turn::Over => return,
             }
         }
+    }
+
+    /// Whether others have something for a leader that is about to stay with its client: they would have to wait until the
+    /// watchdog sees it.
+    fn is_wanted_elsewhere(&self, driver: &Driver) -> bool {
+        !driver.is_ending() && (self.parking.has_queued() || self.parking.events.has_any())
     }
 
     /// Puts a session back that could go on, behind those that wait.

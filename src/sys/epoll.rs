@@ -5,6 +5,7 @@
 
 use super::left;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -122,6 +123,12 @@ impl EventSet {
         let mut events = [EpollEvent::empty()];
         let count = self.wait(&mut events, timeout)?;
         Ok((count > 0).then(|| events[0].data()))
+    }
+
+    /// Whether something is ready. It stays so.
+    pub(crate) fn has_any(&self) -> bool {
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// The names of everything that is ready, into `names`. As [`EventSet::next`] otherwise.
