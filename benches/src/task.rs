@@ -41,8 +41,12 @@ pub enum Task {
     Recovery,
     /// How many of 100 calls fail when one of them crashes the process that serves.
     Loss,
+    /// A call that keeps a processor busy for [`WORK`], by so many clients at once, each a process.
+    Work { clients: usize },
 }
 
+/// How long a call keeps a processor busy.
+pub const WORK: Duration = Duration::from_micros(100);
 /// Calls in a batch.
 pub const BATCH: u32 = 64;
 /// Clients at once.
@@ -75,7 +79,7 @@ impl Task {
     /// How many clients are processes of their own.
     pub fn clients(self) -> usize {
         match self {
-            Task::Add { clients } => clients,
+            Task::Add { clients } | Task::Work { clients } => clients,
             _ => 1,
         }
     }
@@ -83,7 +87,7 @@ impl Task {
     /// How many calls one operation has, as far as they are counted one by one.
     pub fn calls(self) -> f64 {
         match self {
-            Task::Add { clients } => clients as f64,
+            Task::Add { clients } | Task::Work { clients } => clients as f64,
             Task::AddOnEight | Task::Burst => CROWD as f64,
             Task::Batch => f64::from(BATCH),
             _ => 1.0,

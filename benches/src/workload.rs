@@ -88,6 +88,7 @@ pub const ALL: &[Workload] = &[
     Workload { unit: Unit::Mib, single: true, ..slow("W10b", "a server's memory with 10 000 silent clients", Task::IdleMemory(10_000), &[Free], "accept by epoll") },
     workload("W11", "from a crash to the next answer", Task::Recovery, &[Free], "fork again"),
     Workload { unit: Unit::Calls, single: true, ..workload("W11b", "calls of 100 that fail with one that crashes", Task::Loss, &[Free], "fork again") },
+    workload("W12", "4 clients at once, a call of 100 us of work", Task::Work { clients: 4 }, &[Free], "forkserver, 1 worker"),
 ];
 
 const fn slow(
@@ -134,6 +135,8 @@ pub const TARGETS: &[Target] = &[
     target("W1", Across, "forkserver", "blocking ping-pong", 1.10),
     target("W1", OneCore, "forkserver evented", "epoll ping-pong", 1.10),
     target("W1", Across, "forkserver evented", "epoll ping-pong", 1.10),
+    target("W1", OneCore, "forkserver, spinning", "blocking ping-pong", 1.10),
+    target("W1", Across, "forkserver, spinning", "blocking ping-pong", 0.50),
     target("W2a", OneCore, "forkserver", "blocking ping-pong", 1.05),
     target("W2a", Free, "forkserver", "blocking ping-pong", 1.05),
     target("W2b", OneCore, "forkserver", "blocking ping-pong", 1.15),
@@ -151,10 +154,13 @@ pub const TARGETS: &[Target] = &[
     target("W5", Free, "forkserver", "accept, echo, close", 1.35),
     target("W5", OneCore, "forkserver evented", "accept by epoll", 1.35),
     target("W5", Free, "forkserver evented", "accept by epoll", 1.35),
+    target("W5", Free, "forkserver prefork", "accept by 8 processes", 1.30),
     target("W5b", OneCore, "forkserver", "accept, with identity", 1.25),
     target("W5b", Free, "forkserver", "accept, with identity", 1.15),
     target("W6", OneCore, "forkserver", "SCM_RIGHTS ping-pong", 1.20),
     target("W7", Free, "forkserver", "fork, pipe, waitpid", 3.50),
+    target("W9b", Free, "forkserver prefork", "fork over a table", 1.15),
+    target("W12", Free, "forkserver, 2 workers", "forkserver, 1 worker", 0.67),
     target("W10", OneCore, "forkserver evented", "forkserver evented, alone", 1.10),
     target("W10", Across, "forkserver evented", "forkserver evented, alone", 1.10),
 ];

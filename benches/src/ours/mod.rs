@@ -1,7 +1,9 @@
 //! forkserver, by its public interface and with its default limits: a server per engine, and who calls it. Another
 //! engine is another line of [`all`].
 
+mod busy;
 mod spawn;
+mod spinning;
 mod tokio;
 mod worker;
 
@@ -29,6 +31,15 @@ pub fn all() -> Vec<Box<dyn Contestant>> {
         with("forkserver", Engine::Threaded, 0),
         with("forkserver evented", Engine::Evented, 0),
         with("forkserver prefork", Engine::Threaded, WORKERS),
+        Box::new(spinning::Spinning),
+        Box::new(busy::Busy {
+            name: "forkserver, 1 worker",
+            workers: 1,
+        }),
+        Box::new(busy::Busy {
+            name: "forkserver, 2 workers",
+            workers: 2,
+        }),
         Box::new(Alone),
         Box::new(ByHandle),
         Box::new(tokio::FromTokio),
