@@ -142,6 +142,12 @@ impl Pool {
         ready.map(|member| member.worker)
     }
 
+    /// Those that serve, or are going to.
+    pub(crate) fn staying_workers(&self) -> impl Iterator<Item = Worker> {
+        let staying = self.members.iter().filter(|member| member.stays());
+        staying.map(|member| member.worker)
+    }
+
     /// What is to be done next. After `None`, nothing is before [`Pool::deadline`], unless something happens.
     pub(crate) fn next_act(&mut self, now: Instant) -> Option<Act> {
         if self.acts.is_empty() {

@@ -171,7 +171,13 @@ impl Monitor<'_> {
 
     fn ask_all(&mut self, number: u64, request: &Request) {
         let mut waits_for = HashSet::new();
-        for worker in self.pool.ready_workers() {
+        let asked: Vec<Worker> = match request {
+            // Those that start have nothing to tell yet.
+            Request::Status => self.pool.ready_workers().collect(),
+            // They were forked before this was said, and have it in front of them when they begin to serve.
+            _ => self.pool.staying_workers().collect(),
+        };
+        for worker in asked {
             let Some(process) = self.workers.get(&worker.generation) else {
                 continue;
             };
