@@ -2,7 +2,9 @@
 //!
 //! Invariant: nobody is blamed for time in which the monitor itself did not run.
 
+use super::MOMENT;
 use crate::scoreboard::{Doing, Region};
+use crate::sys::clock;
 use crate::worker::Worker;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,7 +30,7 @@ pub(crate) struct Hung {
 
 impl Hung {
     pub(crate) fn new(timeout: Duration, kill_after: Duration) -> Hung {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
+        let nanos = |time: Duration| clock::nanos(time.max(MOMENT));
         Hung {
             timeout: nanos(timeout),
             kill_after: nanos(kill_after),

@@ -15,6 +15,10 @@ pub(crate) use self::pool::{Act, Pool};
 
 use std::time::Duration;
 
+/// Less than this, also none at all, is no time to wait for: the monitor must come to see what has happened meanwhile. The
+/// clock by which calls are timed is not finer.
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// How a server is several processes: see [`Server::prefork`](crate::Server::prefork).
 #[derive(Clone, Debug)]
 #[must_use = "it is of use to `Server::prefork` only"]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: one worker at a time is being replaced, and it leaves when its successor serves, and not before.
 
+use super::MOMENT;
 use super::crashes::Crashes;
 use super::member::{Member, Phase, Transit};
 use crate::exit::Exit;
@@ -46,7 +47,7 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A pool that shall have so many workers and has none yet. One that is not ready after `start_timeout` is killed, and one
-    /// that has not left after `grace`.
+    /// that has not left after `grace`, each time that has passed.
     pub(crate) fn new(
         wanted: usize,
         min_uptime: Duration,
@@ -67,7 +68,8 @@ impl Pool {
             acts: VecDeque::new(),
             min_uptime,
             start_timeout,
-            grace,
+            // It takes a moment to see an end.
+            grace: grace.max(MOMENT),
         }
     }
 
@@ -243,12 +245,15 @@ impl Pool {
         }
     }
 
-    /// A worker is being killed because it hangs.
-    pub(crate) fn kills(&mut self, generation: u32, now: Instant) {
-        if let Some(member) = self.member(generation) {
-            let ready = (member.phase == Phase::Ready).then_some(member.since);
-            (member.phase, member.since) = (Phase::Killed { ready }, now);
-        }
+    /// A worker is being killed because it hangs. `false`: it was before, and dies slowly.
+    pub(crate) fn kills(&mut self, generation: u32, now: Instant) -> bool {
+        let is_alive = |member: &&mut Member| !matches!(member.phase, Phase::Killed { .. });
+        let Some(member) = self.member(generation).filter(is_alive) else {
+            return false;
+        };
+        let ready = (member.phase == Phase::Ready).then_some(member.since);
+        (member.phase, member.since) = (Phase::Killed { ready }, now);
+        true
     }
 
     /// A worker has ended.

@@ -63,13 +63,12 @@ impl Board {
         patience: Option<Duration>,
         names: Vec<String>,
     ) -> io::Result<Arc<Board>> {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
         let len = head_len() + REGIONS * region::len(cells);
         Ok(Arc::new(Board {
             words: SharedWords::new(len)?,
             regions: REGIONS,
             cells,
-            patience: patience.map(nanos),
+            patience: patience.map(clock::nanos),
             names,
         }))
     }

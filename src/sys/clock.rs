@@ -13,3 +13,9 @@ pub(crate) fn coarse() -> u64 {
         clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+/// A time as a number of that clock. One that is longer than any process lives is cut, so that there is room for sums.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    const MOST: u64 = u64::MAX / 4;
+    u64::try_from(time.as_nanos()).unwrap_or(MOST).min(MOST)
+}

@@ -72,9 +72,10 @@ impl Monitor<'_> {
             age: Duration::from_nanos(now.saturating_sub(doing.since)),
             trace: in_words(&frames),
         };
-        self.pool.kills(worker.generation, Instant::now());
         self.signal(worker, Signal::SIGKILL);
-        self.tell(event, None);
+        if self.pool.kills(worker.generation, Instant::now()) {
+            self.tell(event, None);
+        }
     }
 }
 
