@@ -2,7 +2,7 @@
 
 use super::{Act, Hung, Measure, Pool, Prefork};
 use crate::exit::Exit;
-use crate::scoreboard::{Board, PoolEvent, ReplaceReason};
+use crate::scoreboard::{Board, Fate, PoolEvent, ReplaceReason};
 use crate::sys::clock;
 use crate::worker::Worker;
 use rand::rngs::StdRng;
@@ -296,6 +296,32 @@ fn the_pool_comes_back_whatever_happens() {
         assert_eq!(world.alive.len(), world.pool.wanted(), "seed {seed}");
         assert!(!world.pool.is_reloading(), "seed {seed}");
     }
+}
+
+#[test]
+fn a_connection_that_lost_its_place_says_nothing_about_its_successor() {
+    let board = Board::new(1, None, Vec::new()).unwrap();
+    let worker = Worker {
+        slot: 0,
+        generation: 1,
+    };
+    let place = board.claim(worker);
+    let region = board.region(place);
+    // More connections of one set than it has places.
+    let tags = [1_u64, 2, 3, 4, 5].map(|number| number << 40 | 1);
+    let places = tags.map(|tag| region.open_session(tag));
+    let successor = places[4];
+    let loser = places.iter().position(|place| *place == successor).unwrap();
+    region.begins(successor, tags[4], 100);
+    region.begins(successor, tags[loser], 7);
+    board.set_end(place, Exit::Signal(9));
+    for tag in [tags[4], tags[loser]] {
+        let fate = board.fate(tag, 1);
+        assert_eq!(fate, Fate::Died(worker, Exit::Signal(9), None));
+    }
+    region.begins(successor, tags[4], 101);
+    let fate = board.fate(tags[4], 1);
+    assert_eq!(fate, Fate::Died(worker, Exit::Signal(9), Some(101)));
 }
 
 #[test]

@@ -38,11 +38,13 @@ const DEADLINE: usize = 2;
 const THREAD: usize = 3;
 const CELL: usize = 8;
 
-/// Connections: the client's name for it, and the last call of it that was begun.
+/// Connections: the client's name for it, and the last call of it that was begun, beside a part of the name, so that one
+/// number says whose call that is.
 const WAYS: usize = 4;
 const SETS: usize = 512;
 const SESSIONS: usize = SETS * WAYS * 2;
 const CLOSED: u64 = 1 << 32;
+const MARK: u64 = u64::MAX << 33;
 
 /// How many words the region of a worker that answers `cells` calls at a time has: whole pages.
 pub(super) fn len(cells: usize) -> usize {
@@ -201,20 +203,23 @@ impl Region {
     /// The place of a client's connection among those that are shown: its own, or that of the one that matters least.
     pub(crate) fn open_session(&self, tag: u64) -> usize {
         let places = self.places(tag);
-        let rank = |place: &usize| match (self.tag_at(*place), self.seen_at(*place)) {
+        let rank = |place: &usize| match (self.tag_at(*place), self.last_at(*place)) {
             (known, _) if known == tag => 0,
             (0, _) => 1,
-            (_, seen) if seen.is_closed => 2,
+            (_, last) if last & CLOSED != 0 => 2,
             _ => 3,
         };
         let place = places.min_by_key(rank).unwrap_or_default();
-        self.word(place + 1).store(0, Ordering::Relaxed);
+        // With this, nothing is known any more of whoever had the place.
+        self.word(place + 1).store(tag & MARK, Ordering::Release);
         self.word(place).store(tag, Ordering::Release);
         place
     }
 
     fn places(&self, tag: u64) -> impl Iterator<Item = usize> + use<> {
-        let first = HEADER + self.board.cells * CELL + (tag as usize % SETS) * WAYS * 2;
+        // The lowest bit of all names is the same.
+        let set = (tag >> 1) as usize % SETS;
+        let first = HEADER + self.board.cells * CELL + set * WAYS * 2;
         (0..WAYS).map(move |way| first + way * 2)
     }
 
@@ -222,30 +227,38 @@ impl Region {
         self.word(place).load(Ordering::Acquire)
     }
 
-    fn seen_at(&self, place: usize) -> SessionSeen {
-        let word = self.word(place + 1).load(Ordering::Acquire);
-        SessionSeen {
-            begun: word as u32,
-            is_closed: word & CLOSED != 0,
-        }
+    fn last_at(&self, place: usize) -> u64 {
+        self.word(place + 1).load(Ordering::Acquire)
     }
 
     /// A call of that connection is begun.
     #[inline]
-    pub(crate) fn begins(&self, place: usize, call: u32) {
-        self.word(place + 1).store(call.into(), Ordering::Release);
+    pub(crate) fn begins(&self, place: usize, tag: u64, call: u32) {
+        // Should another connection have the place by now, this is not taken for a call of that one's.
+        let last = tag & MARK | u64::from(call);
+        self.word(place + 1).store(last, Ordering::Release);
     }
 
     /// That connection is closed by the worker.
     pub(crate) fn close_session(&self, place: usize, tag: u64) {
-        if self.tag_at(place) == tag {
-            self.word(place + 1).fetch_or(CLOSED, Ordering::AcqRel);
+        let last = self.last_at(place);
+        if self.tag_at(place) == tag && last & MARK == tag & MARK {
+            let (done, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+            let closed = last | CLOSED;
+            // If it fails, another connection has just got the place.
+            let _ = self
+                .word(place + 1)
+                .compare_exchange(last, closed, done, failed);
         }
     }
 
     /// How a connection stands, if its worker still shows it.
     pub(super) fn session(&self, tag: u64) -> Option<SessionSeen> {
         let place = self.places(tag).find(|place| self.tag_at(*place) == tag)?;
-        Some(self.seen_at(place))
+        let last = self.last_at(place);
+        (last & MARK == tag & MARK).then_some(SessionSeen {
+            begun: last as u32,
+            is_closed: last & CLOSED != 0,
+        })
     }
 }

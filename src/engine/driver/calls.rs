@@ -47,8 +47,9 @@ impl Driver {
         let service = &self.site.service;
         let port = &self.entry.port;
         self.site.call_begins();
-        if let Some((place, _)) = self.shown {
-            self.site.control.gate().counts().begins(place, call.id);
+        if let Some((place, tag)) = self.shown {
+            let counts = self.site.control.gate().counts();
+            counts.begins(place, tag, call.id);
         }
         let deadline = |timeout| Instant::now().checked_add(timeout);
         context.begin_call(call.timeout.and_then(deadline));
