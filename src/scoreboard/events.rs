@@ -23,17 +23,42 @@ const MAX_BYTES: usize = (WORDS - BYTES) * 8;
 const LAST: usize = EVENTS;
 pub(super) const LEN: usize = 1 + KEPT * WORDS;
 
+fn encode(event: &PoolEvent) -> Option<Vec<u8>> {
+    let (mut frame, _) = write_reply(0);
+    codec::encode(event, &mut frame, &Limits::default()).ok()?;
+    Some(frame.value_parts().collect::<Vec<_>>().concat())
+}
+
+/// Leaves out what matters least. `false`: there is nothing of that kind.
+fn shorten(event: &mut PoolEvent) -> bool {
+    let halve = |text: &mut String| *text = text.chars().take(text.chars().count() / 2).collect();
+    match event {
+        PoolEvent::Hung { trace, .. } if !trace.is_empty() => drop(trace.pop()),
+        PoolEvent::Hung {
+            name: Some(text), ..
+        }
+        | PoolEvent::NotStarted { reason: text, .. }
+        | PoolEvent::NotForked { reason: text }
+            if !text.is_empty() =>
+        {
+            halve(text);
+        }
+        _ => return false,
+    }
+    true
+}
+
 impl Board {
-    /// Keeps what has happened. Texts that are too long are cut by whoever made them.
+    /// Keeps what has happened. Texts for which there is no room are cut.
     pub(crate) fn note(&self, event: &PoolEvent) {
-        let (mut frame, _) = write_reply(0);
-        if codec::encode(event, &mut frame, &Limits::default()).is_err() {
-            return;
-        }
-        let bytes = frame.value_parts().collect::<Vec<_>>().concat();
-        if bytes.len() > MAX_BYTES {
-            return;
-        }
+        let mut event = event.clone();
+        let bytes = loop {
+            match encode(&event) {
+                Some(bytes) if bytes.len() <= MAX_BYTES => break bytes,
+                Some(_) if shorten(&mut event) => {}
+                _ => return,
+            }
+        };
         let number = self.load(LAST) + 1;
         let words = self.event(number);
         words[NUMBER].store(0, Ordering::Release);
