@@ -203,18 +203,18 @@ impl Client {
         R: DeserializeOwned,
     {
         let mut turns = 0;
-        let answer = loop {
+        // All turns together have no more time than one.
+        let deadline = self.deadline();
+        loop {
             let sent = self.send(name, args, form);
-            match sent.and_then(|id| self.wait(id, self.deadline())) {
+            let answer = match sent.and_then(|id| self.wait(id, deadline)) {
+                Err(err) if self.turns_elsewhere(&err, &mut turns) => continue,
+                answer => answer?,
+            };
+            match self.result(name, answer) {
                 Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
-                answer => break answer?,
+                result => return result,
             }
-        };
-        match self.result(name, answer) {
-            Err(err) if self.turns_elsewhere(&err, &mut turns) => {
-                self.call_in_form(name, args, form)
-            }
-            result => result,
         }
     }
 
