@@ -19,6 +19,26 @@ const MARGIN: Duration = Duration::from_millis(100);
 /// How long killed workers may take to be gone: the kernel has to free their memory.
 const DYING: Duration = Duration::from_secs(1);
 
+/// How the workers have ended: as the worst of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Drained {
+    Finished,
+    /// One has died.
+    Died,
+    /// One had calls that did not finish within the grace.
+    TooLate,
+}
+
+impl From<Exit> for Drained {
+    fn from(exit: Exit) -> Drained {
+        match exit {
+            Exit::Code(0) => Drained::Finished,
+            Exit::Code(_) => Drained::TooLate,
+            Exit::Signal(_) | Exit::Unknown => Drained::Died,
+        }
+    }
+}
+
 impl Monitor<'_> {
     /// Stops. `false`: some calls had not finished within the grace.
     pub(super) fn end(mut self, ending: Ending, ties: Option<Ties>) -> (Ending, bool) {
@@ -37,17 +57,18 @@ impl Monitor<'_> {
             _ => self.stop_all(patience),
         }
         let deadline = now.checked_add(patience);
-        let finished = self.drain(deadline, ties.as_ref()) && !hopeless;
+        let drained = self.drain(deadline, ties.as_ref());
         if !self.workers.is_empty() {
             self.kill_all();
         }
         self.turn_away_all();
-        if finished {
+        // A worker that has died costs its own calls, and not the end of the others.
+        if drained != Drained::TooLate && !hopeless {
             serve::run_hooks("finalize", &self.server.finalize, &self.control);
         }
         // First what is ours of the directory, and then the control line: see `serve::until_told`.
         drop((self, ties));
-        (ending, finished)
+        (ending, drained == Drained::Finished && !hopeless)
     }
 
     fn stop_all(&self, patience: Duration) {
@@ -63,22 +84,22 @@ impl Monitor<'_> {
         processes.for_each(|process| process.child.orphan());
     }
 
-    /// Waits for the workers' ends. `false`: some had not ended by the deadline.
-    fn drain(&mut self, mut deadline: Option<Instant>, ties: Option<&Ties>) -> bool {
+    /// Waits for the workers' ends.
+    fn drain(&mut self, mut deadline: Option<Instant>, ties: Option<&Ties>) -> Drained {
         for (place, bound) in self.bound.iter().enumerate() {
             // Whoever comes is told so. If that cannot be, it is when all have ended.
             let _ = self
                 .events
                 .watch(bound.socket.as_fd(), name(LISTENER, place as u32));
         }
-        let mut finished = true;
+        let mut drained = Drained::Finished;
         while !self.workers.is_empty() {
             let Ok(event) = self.events.next(deadline) else {
-                return false;
+                return Drained::TooLate;
             };
             let Some(event) = event else {
                 match deadline {
-                    Some(deadline) if Instant::now() >= deadline => return false,
+                    Some(deadline) if Instant::now() >= deadline => return Drained::TooLate,
                     _ => continue,
                 }
             };
@@ -86,7 +107,7 @@ impl Monitor<'_> {
             match event & 0xff {
                 PROCESS => {
                     let exit = self.has_ended(whose, None);
-                    finished &= exit.is_none_or(Exit::is_clean);
+                    drained = drained.max(exit.map_or(Drained::Finished, Drained::from));
                 }
                 LISTENER => drop(self.turn_away(whose as usize)),
                 LIFELINE => {
@@ -100,7 +121,7 @@ impl Monitor<'_> {
                 _ => drop(self.look_after(event, None)),
             }
         }
-        finished
+        drained
     }
 
     /// An owner that has no more patience may say so. Connections that it hands over are turned away.
