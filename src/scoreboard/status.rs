@@ -46,7 +46,7 @@ pub struct WorkerStatus {
     pub phase: WorkerPhase,
     /// How long ago it was started.
     pub age: Duration,
-    /// Calls that are being answered now.
+    /// Calls that are being answered now. What a handle tells leaves some out if there are very many.
     pub calls: Vec<CallStatus>,
     /// Calls that were ever begun.
     pub served: u64,
@@ -188,6 +188,25 @@ pub struct PoolStatus {
     pub reloading: bool,
     /// The last 64 things that happened, the oldest first, and how long ago.
     pub events: Vec<(Duration, PoolEvent)>,
+}
+
+impl PoolStatus {
+    /// Leaves out calls for which a message has no room.
+    pub(crate) fn leave_out_calls(&mut self) {
+        /// Room for the names of calls, in bytes; the rest of a message is for 255 workers and 64 events.
+        const ROOM: usize = 56 << 10;
+        /// What a call takes besides its name.
+        const CALL: usize = 32;
+        let mut left = ROOM;
+        for worker in &mut self.workers {
+            worker.calls.retain(|call| {
+                let size = CALL + call.name.as_ref().map_or(0, String::len);
+                let rest = left.checked_sub(size);
+                left = rest.unwrap_or(left);
+                rest.is_some()
+            });
+        }
+    }
 }
 
 impl Board {

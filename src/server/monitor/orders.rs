@@ -248,7 +248,8 @@ impl Monitor<'_> {
 
     /// The status of the whole server.
     fn summed_up(&self, status: Status) -> Status {
-        let pool = self.board.status();
+        let mut pool = self.board.status();
+        pool.leave_out_calls();
         let workers = || pool.workers.iter();
         let sum =
             |count: fn(&WorkerStatus) -> u64| workers().map(count).fold(0, u64::saturating_add);
