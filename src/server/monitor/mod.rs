@@ -59,6 +59,8 @@ pub(super) struct Monitor<'a> {
     hung: Option<Hung>,
     /// When the hung are looked for again, by the coarse clock.
     next_look: u64,
+    /// Workers that hear nothing any more, by generation, and until when they may live.
+    deaf: Vec<(u32, Instant)>,
     /// What its owner asked for and has not been answered.
     questions: Vec<Question>,
     /// Those who wait for the end of a reload.
@@ -107,6 +109,7 @@ impl<'a> Monitor<'a> {
             events,
             board,
             workers: HashMap::new(),
+            deaf: Vec::new(),
             questions: Vec::new(),
             reloads: Vec::new(),
             totals: Totals::default(),
@@ -193,7 +196,8 @@ impl<'a> Monitor<'a> {
         });
         let of_questions = self.questions.iter().map(|question| question.deadline);
         let times = self.pool.deadline().into_iter().chain(look);
-        let until = times.chain(of_questions).min();
+        let of_deaf = self.deaf.iter().map(|(_, until)| *until);
+        let until = times.chain(of_questions).chain(of_deaf).min();
         let event = self.events.next(until);
         self.was_away(until);
         event
@@ -223,6 +227,7 @@ impl<'a> Monitor<'a> {
             }
         }
         self.look_for_hung();
+        self.kill_deaf();
         let (wanted, deaths) = (self.pool.wanted(), self.pool.deaths());
         let (is_loop, reloads) = (self.pool.is_crash_loop(), self.pool.is_reloading());
         self.board.set_pool(wanted, deaths, is_loop, reloads);
@@ -361,14 +366,11 @@ impl<'a> Monitor<'a> {
         let said = process.child.control.receive(Some(Instant::now()));
         match said {
             Ok(Some(report)) => self.heed(generation, report, ties),
-            // Its end, or nothing that can be understood: its process is all that counts from now on.
-            Ok(None) => {
-                self.events.forget(process.child.control.as_fd());
-                None
-            }
             Err(err) if err.kind() == io::ErrorKind::TimedOut => None,
-            Err(_) => {
+            // Its end, or nothing that can be understood: its process is all that counts from now on.
+            Ok(None) | Err(_) => {
                 self.events.forget(process.child.control.as_fd());
+                self.is_deaf(generation);
                 None
             }
         }

@@ -20,6 +20,31 @@ const OWN_FRAMES: usize = 3;
 const MAX_TEXT: usize = 100;
 
 impl Monitor<'_> {
+    /// A worker has let its line go: it ends at once, or what runs there is another program by now.
+    pub(super) fn is_deaf(&mut self, generation: u32) {
+        let until = Instant::now().checked_add(self.server.grace);
+        self.deaf.extend(until.map(|until| (generation, until)));
+    }
+
+    /// Kills workers that nobody can tell anything any more, and that have not ended.
+    pub(super) fn kill_deaf(&mut self) {
+        let now = Instant::now();
+        let (due, rest) = std::mem::take(&mut self.deaf)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, until)| *until <= now);
+        self.deaf = rest;
+        for (generation, _) in due {
+            let mut staying = self.pool.staying_workers();
+            // Those that leave have their own time for that.
+            let Some(worker) = staying.find(|worker| worker.generation == generation) else {
+                continue;
+            };
+            drop(staying);
+            self.pool.kills(generation, now);
+            self.signal(worker, Signal::SIGKILL);
+        }
+    }
+
     pub(super) fn look_for_hung(&mut self) {
         let Some(hung) = &mut self.hung else { return };
         let now = clock::coarse();
