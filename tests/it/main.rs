@@ -44,6 +44,7 @@ mod limits;
 mod listeners;
 mod passenger;
 mod pool_death;
+mod pool_edges;
 mod prefork;
 mod processes;
 mod reload;
@@ -98,6 +99,7 @@ fn main() {
         limits::TESTS,
         listeners::TESTS,
         pool_death::TESTS,
+        pool_edges::TESTS,
         prefork::TESTS,
         reload::TESTS,
         restrictions::TESTS,

@@ -1,0 +1,205 @@
+//! Pools at their edges: no time at all, names without end, workers that begin while something is said to all.
+
+use crate::prefork::{all_serve, pids, pool, server, until};
+use forkserver::{Client, Exit, Fault, PoolEvent, Prefork, ServerHandle};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+crate::tests![
+    a_server_without_grace_reloads,
+    a_hung_call_without_patience_is_told_once,
+    a_call_timeout_without_end_blames_nobody,
+    a_pause_holds_for_workers_that_are_starting,
+    a_new_password_holds_for_workers_that_are_starting,
+    an_event_with_a_long_text_is_kept_cut,
+    six_hundred_long_calls_do_not_keep_the_status_back,
+    a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing,
+    a_worker_that_has_become_another_program_is_replaced,
+];
+
+fn sleepy(prefork: Prefork) -> forkserver::Server {
+    server(2)
+        .handle("sleep", |_, millis: u64| {
+            std::thread::sleep(Duration::from_millis(millis));
+            Ok(())
+        })
+        .prefork(prefork.min_uptime(Duration::ZERO))
+}
+
+fn monitor(server: &ServerHandle) -> Pid {
+    Pid::from_raw(server.pid() as i32)
+}
+
+/// Processor time of a process, in ticks of the kernel's.
+fn ticks(process: Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(") ").unwrap();
+    let words = rest.split(' ').skip(11).take(2);
+    words.map(|word| word.parse::<u64>().unwrap()).sum()
+}
+
+fn a_server_without_grace_reloads() {
+    let server = server(2).grace(Duration::ZERO).start().unwrap();
+    let before = pids(&server);
+    kill(monitor(&server), Signal::SIGHUP).unwrap();
+    until(&server, "all are new", |pool| {
+        let is_new = |worker: &forkserver::WorkerStatus| !before.contains(&worker.pid);
+        all_serve(2)(pool) && pool.workers.iter().all(is_new)
+    });
+}
+
+fn a_hung_call_without_patience_is_told_once() {
+    let impatient = Prefork::new(2)
+        .call_timeout(Duration::ZERO)
+        .kill_after(Duration::ZERO);
+    let server = sleepy(impatient).start().unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, ()>("sleep", &60_000_u64).unwrap_err();
+    let status = until(&server, "it is replaced", all_serve(2));
+    let is_hung = |event: &&(Duration, PoolEvent)| matches!(event.1, PoolEvent::Hung { .. });
+    assert_eq!(status.events.iter().filter(is_hung).count(), 1);
+    let before = ticks(monitor(&server));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        ticks(monitor(&server)) - before < 10,
+        "it has nothing to do"
+    );
+}
+
+fn a_call_timeout_without_end_blames_nobody() {
+    let time = Duration::from_nanos(u64::MAX);
+    let patient = Prefork::new(2).call_timeout(time).kill_after(time);
+    let server = sleepy(patient).start().unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("sleep", &50_u64).unwrap();
+}
+
+/// A server whose only worker is being replaced by one that takes its time, while `act` runs.
+fn reloaded_while(act: impl FnOnce(&mut ServerHandle)) -> ServerHandle {
+    let mut server = server(1)
+        .worker_started(|_| {
+            std::thread::sleep(Duration::from_millis(400));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let before = pids(&server);
+    kill(monitor(&server), Signal::SIGHUP).unwrap();
+    until(&server, "another is starting", |pool| {
+        pool.workers.len() == 2
+    });
+    act(&mut server);
+    until(&server, "it is there", |pool| {
+        all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
+    });
+    server
+}
+
+fn a_pause_holds_for_workers_that_are_starting() {
+    let server = reloaded_while(|server| server.pause().unwrap());
+    let client = Client::connect(server.address()).unwrap();
+    let mut client = client.with_timeout(Duration::from_millis(200));
+    client.call::<_, i32>("pid", &()).unwrap_err();
+    server.resume().unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+}
+
+fn a_new_password_holds_for_workers_that_are_starting() {
+    let mut old = None;
+    let server = reloaded_while(|server| {
+        old = Some(server.address().clone());
+        let password = forkserver::Password::generate().unwrap();
+        server.rotate_password("default", password).unwrap();
+    });
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    let mut client = Client::connect(&old.unwrap()).unwrap();
+    client.call::<_, i32>("pid", &()).unwrap_err();
+}
+
+fn an_event_with_a_long_text_is_kept_cut() {
+    let file = std::env::temp_dir().join("spoilt");
+    let looked_for = file.clone();
+    let server = server(2)
+        .worker_started(move |_| match looked_for.exists() {
+            true => Err(Fault::new("no ".repeat(500))),
+            false => Ok(()),
+        })
+        .start()
+        .unwrap();
+    std::fs::write(&file, "").unwrap();
+    server.reload().unwrap_err();
+    std::fs::remove_file(&file).unwrap();
+    let events = pool(&server).events;
+    let mut reasons = events.iter().filter_map(|(_, event)| match event {
+        PoolEvent::NotStarted { reason, .. } => Some(reason),
+        _ => None,
+    });
+    let reason = reasons.next().expect("it is kept");
+    assert!(reason.contains("no no no"), "{reason}");
+}
+
+fn six_hundred_long_calls_do_not_keep_the_status_back() {
+    const CALLS: usize = 600;
+    let name = "n".repeat(250);
+    let mut limits = forkserver::Limits::default();
+    limits.max_threads = CALLS;
+    let server = server(2)
+        .engine(forkserver::Engine::Threaded)
+        .limits(limits)
+        .handle(name.clone(), |_, (): ()| {
+            std::thread::sleep(Duration::from_secs(20));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let mut clients: Vec<_> = (0..CALLS).map(|_| server.connect().unwrap()).collect();
+    let begin = |client: &mut Client| client.begin::<_, ()>(&name, &()).unwrap();
+    let calls: Vec<_> = clients.iter_mut().map(begin).collect();
+    let begun = Instant::now();
+    while server.status().unwrap().calls < CALLS as u64 {
+        assert!(begun.elapsed() < Duration::from_secs(15));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    server.pause().unwrap();
+    drop((calls, clients));
+    server.kill().unwrap();
+}
+
+fn a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing() {
+    let file = std::env::temp_dir().join("finalized");
+    let written = file.clone();
+    let server = sleepy(Prefork::new(2))
+        .finalize(move |_| std::fs::write(&written, "").unwrap())
+        .start()
+        .unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    let worker: i32 = client.call("pid", &()).unwrap();
+    let call = client.begin::<_, ()>("sleep", &2_000_u64).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    kill(monitor(&server), Signal::SIGTERM).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    client.finish(call).unwrap_err();
+    assert_eq!(server.wait(), Exit::Signal(15));
+    std::fs::remove_file(file).expect("the hook has run");
+}
+
+fn a_worker_that_has_become_another_program_is_replaced() {
+    use std::os::unix::process::CommandExt;
+    let server = server(1)
+        .grace(Duration::from_millis(300))
+        .handle("become", |_, (): ()| -> Result<(), Fault> {
+            Err(std::process::Command::new("sleep").arg("20").exec().into())
+        })
+        .start()
+        .unwrap();
+    let before = pids(&server);
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("become", &()).unwrap_err();
+    until(&server, "it is replaced", |pool| {
+        all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
+    });
+}
