@@ -16,6 +16,7 @@ crate::tests![
     six_hundred_long_calls_do_not_keep_the_status_back,
     a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing,
     a_worker_that_has_become_another_program_is_replaced,
+    a_worker_that_stops_the_server_and_dies_has_stopped_it,
 ];
 
 fn sleepy(prefork: Prefork) -> forkserver::Server {
@@ -202,4 +203,27 @@ fn a_worker_that_has_become_another_program_is_replaced() {
     until(&server, "it is replaced", |pool| {
         all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
     });
+}
+
+fn a_worker_that_stops_the_server_and_dies_has_stopped_it() {
+    let server = server(2)
+        .handle("stop", |ctx, (): ()| -> Result<(), Fault> {
+            for _ in 0..5 {
+                ctx.control().pause();
+            }
+            ctx.control().stop();
+            // Another thread tells the monitor.
+            std::thread::sleep(Duration::from_millis(100));
+            std::process::abort()
+        })
+        .engine(forkserver::Engine::Threaded)
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    // It sees all at once.
+    kill(monitor(&server), Signal::SIGSTOP).unwrap();
+    client.call::<_, ()>("stop", &()).unwrap_err();
+    kill(monitor(&server), Signal::SIGCONT).unwrap();
+    assert!(server.wait() != Exit::Unknown);
 }

@@ -415,7 +415,12 @@ impl<'a> Monitor<'a> {
         // It may have said why.
         while let Some(process) = self.workers.get(&generation) {
             match process.child.control.receive(Some(Instant::now())) {
-                Ok(Some(report)) => drop(self.heed(generation, report, ties)),
+                Ok(Some(report)) => {
+                    if self.heed(generation, report, ties).is_some() {
+                        // It has stopped the server, and itself at once.
+                        self.control.stop();
+                    }
+                }
                 _ => break,
             }
         }
