@@ -8,11 +8,12 @@ use crate::control::{Order, Refusal, Report, Request};
 use crate::exit::Exit;
 use crate::listener::Footprints;
 use crate::password::Secret;
-use crate::sys::{process, socket};
+use crate::sys::{poll, process, socket};
 use crate::{Address, Client, ConnectError, ControlError, Fd, Password, Status, StopError};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to stop before it is killed: the original's figure.
@@ -32,9 +33,19 @@ pub struct ServerHandle {
     footprints: Footprints,
     grace: Duration,
     generation: u32,
-    /// The number of the last question; one is asked at a time.
-    questions: Mutex<u64>,
+    questions: Mutex<Questions>,
 }
+
+/// What the threads of this process have asked and not heard yet.
+#[derive(Debug, Default)]
+struct Questions {
+    /// The number of the last one.
+    last: u64,
+    /// By number: what is waited for, and has perhaps come while another thread was listening.
+    answers: BTreeMap<u64, Option<Answer>>,
+}
+
+type Answer = Result<Status, Refusal>;
 
 impl ServerHandle {
     pub(crate) fn new(
@@ -50,7 +61,7 @@ impl ServerHandle {
             footprints,
             grace,
             generation: process::generation(),
-            questions: Mutex::new(0),
+            questions: Mutex::default(),
         }
     }
 
@@ -221,13 +232,18 @@ impl ServerHandle {
         if !self.is_ours() {
             return Err(ControlError::WrongProcess);
         }
-        let mut last = self
-            .questions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last += 1;
         let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
-        let line = &self.child().control;
+        let number = {
+            let mut questions = self.questions();
+            questions.last += 1;
+            let number = questions.last;
+            questions.answers.insert(number, None);
+            number
+        };
+        let order = Order::Ask { number, request };
+        let sent = self.child().control.send(&order, deadline);
+        let answer = sent.and_then(|()| self.hear(number, deadline));
+        self.questions().answers.remove(&number);
         let failed = |err: io::Error| match err.kind() {
             io::ErrorKind::TimedOut => ControlError::TimedOut(PATIENCE),
             _ if is_gone(&err) => ControlError::NotRunning,
@@ -236,30 +252,52 @@ impl ServerHandle {
                 source: err,
             },
         };
-        line.send(
-            &Order::Ask {
-                number: *last,
-                request,
-            },
-            deadline,
-        )
-        .map_err(failed)?;
+        answer.map_err(failed)?.map_err(|refusal| match refusal {
+            Refusal::NoSuchListener(name) => ControlError::NoSuchListener(name),
+            Refusal::NotStarted(name) => ControlError::NotStarted(name),
+            Refusal::NoWorkers => ControlError::NoWorkers,
+            Refusal::WorkerCount(count) => ControlError::WorkerCount(count),
+            Refusal::NotReloaded => ControlError::NotReloaded,
+        })
+    }
+
+    /// Waits for an answer, which another thread may hear that waits for its own.
+    fn hear(&self, number: u64, deadline: Option<Instant>) -> io::Result<Answer> {
+        const TURN: Duration = Duration::from_millis(10);
+        let line = &self.child().control;
         loop {
-            match line.receive(deadline).map_err(failed)? {
-                Some(Report::Answer { number, result }) if number == *last => {
-                    return result.map_err(|refusal| match refusal {
-                        Refusal::NoSuchListener(name) => ControlError::NoSuchListener(name),
-                        Refusal::NotStarted(name) => ControlError::NotStarted(name),
-                        Refusal::NoWorkers => ControlError::NoWorkers,
-                        Refusal::WorkerCount(count) => ControlError::WorkerCount(count),
-                        Refusal::NotReloaded => ControlError::NotReloaded,
-                    });
-                }
-                // The answer to an earlier question, which nobody waits for any more.
-                Some(_) => {}
-                None => return Err(ControlError::NotRunning),
+            let mut questions = self.questions();
+            if let Some(answer) = questions.answers.get_mut(&number).and_then(Option::take) {
+                return Ok(answer);
             }
+            let now = Instant::now();
+            match line.receive(Some(now)) {
+                Ok(Some(Report::Answer { number, result })) => {
+                    // Nobody waits any more for the answer to an earlier question.
+                    if let Some(place) = questions.answers.get_mut(&number) {
+                        *place = Some(result);
+                    }
+                    continue;
+                }
+                Ok(Some(_)) => continue,
+                Ok(None) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => {}
+                Err(err) => return Err(err),
+            }
+            drop(questions);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // Without the lock, so that others can ask meanwhile.
+            let turn = Some(now + TURN);
+            poll::readable([Some(line.as_fd())], deadline.min(turn).or(turn))?;
         }
+    }
+
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another share in the server's life: it lives for as long as this handle, or any share, is open anywhere.

@@ -17,6 +17,7 @@ crate::tests![
     a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing,
     a_worker_that_has_become_another_program_is_replaced,
     a_worker_that_stops_the_server_and_dies_has_stopped_it,
+    other_threads_may_ask_while_one_reloads,
 ];
 
 fn sleepy(prefork: Prefork) -> forkserver::Server {
@@ -226,4 +227,24 @@ fn a_worker_that_stops_the_server_and_dies_has_stopped_it() {
     client.call::<_, ()>("stop", &()).unwrap_err();
     kill(monitor(&server), Signal::SIGCONT).unwrap();
     assert!(server.wait() != Exit::Unknown);
+}
+
+fn other_threads_may_ask_while_one_reloads() {
+    let server = server(2)
+        .worker_started(|_| {
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| server.reload().unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..10 {
+            let begun = Instant::now();
+            assert!(server.status().unwrap().pool.unwrap().reloading);
+            assert!(begun.elapsed() < Duration::from_millis(400));
+        }
+        reload.join().unwrap();
+    });
 }
