@@ -30,6 +30,8 @@ pub(crate) enum Order {
     Stop { patience: Duration },
     /// Serve this connection as if it had been accepted.
     Serve(Fd),
+    /// Somebody may have been woken for a connection and not have taken it: look whether one waits.
+    Look,
     /// Do something and say how things are then, with the same number.
     Ask { number: u64, request: Request },
 }
@@ -57,6 +59,8 @@ pub(crate) enum Wish {
     Do(Request),
     /// It has done enough, and shall be replaced.
     Retire(ReplaceReason),
+    /// It accepts nobody, for now or for good: the others shall look whether somebody waits.
+    Look,
 }
 
 /// What a server says to its owner.

@@ -6,10 +6,11 @@
 use crate::event::PauseReason;
 use crate::limits::Limits;
 use crate::scoreboard::{Board, PoolStatus, Region, counter};
+use crate::sys::clock;
 use crate::sys::poll::Waker;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What a server is doing.
@@ -71,6 +72,8 @@ pub(crate) struct Gate {
     own: Region,
     /// What is counted in a worker, where the others see it.
     of_worker: OnceLock<Region>,
+    /// When a worker's last connection ended, by the coarse clock.
+    last_end: AtomicU64,
     /// Makes the engine look at all this again.
     waker: Waker,
 }
@@ -94,6 +97,7 @@ impl Gate {
             paused: AtomicBool::new(false),
             own: Board::of_one()?.region(0),
             of_worker: OnceLock::new(),
+            last_end: AtomicU64::new(0),
             waker: Waker::new()?,
         })
     }
@@ -108,6 +112,17 @@ impl Gate {
     #[inline]
     pub(crate) fn counts(&self) -> &Region {
         self.of_worker.get().unwrap_or(&self.own)
+    }
+
+    /// Whether another worker serves no call and fewer connections, and connections are such that it matters: none has ended
+    /// lately.
+    pub(crate) fn has_idler(&self) -> bool {
+        const LATELY: u64 = 20_000_000;
+        let counts = self.counts();
+        let (own, last) = (counts.get(counter::CONNECTIONS), &self.last_end);
+        own > 0
+            && clock::coarse().saturating_sub(last.load(Ordering::Relaxed)) > LATELY
+            && counts.board().has_idler(own)
     }
 
     fn connections(&self) -> usize {
@@ -168,6 +183,9 @@ impl Gate {
 
     pub(crate) fn left(&self, listener: Option<usize>) {
         self.counts().subtract(counter::CONNECTIONS, 1);
+        if self.of_worker.get().is_some() {
+            self.last_end.store(clock::coarse(), Ordering::Relaxed);
+        }
         if let Some(listener) = listener {
             self.ways[listener]
                 .connections

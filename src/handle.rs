@@ -105,7 +105,10 @@ impl ServerHandle {
         {
             Ok(()) => {
                 let client = Client::over(ours, self.password.clone());
-                Ok(client.of_server_at(self.address()))
+                // Whoever serves it may leave; there are others behind any listener of ours.
+                let mut homes = self.addresses.iter().map(|(_, address)| address);
+                let home = homes.find(|address| address.has_workers);
+                Ok(client.of_server_at(home.unwrap_or(self.address())))
             }
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
                 path: self.address().path.clone(),
@@ -332,7 +335,8 @@ impl ServerHandle {
     /// As [`ServerHandle::stop`].
     pub fn kill(mut self) -> Result<Exit, StopError> {
         let grace = self.grace;
-        let has_workers = self.address().has_workers;
+        let mut addresses = self.addresses.iter();
+        let has_workers = addresses.any(|(_, address)| address.has_workers);
         self.end("kill the server", grace, |child, _| match has_workers {
             true => child.kill_with_children(grace),
             false => child.kill(grace),

@@ -23,27 +23,27 @@ pub enum Wait {
 }
 
 /// After so many waits at most it is tried again.
-const MAX_PAUSE: u32 = 64;
+const MAX_PAUSE: u16 = 64;
 /// Whoever was given the processor for longer than this needs it.
 const NEEDED: Duration = Duration::from_micros(100);
 
 /// Looks again and again, for as long as that is worth it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spinner {
-    /// Zero: never.
-    bound: Duration,
+    /// In microseconds: each connection has one. 0: never.
+    bound: u32,
     /// So many waits are spent asleep.
-    pause: u32,
+    pause: u16,
     /// And so many after the next one that is in vain.
-    next_pause: u32,
+    next_pause: u16,
 }
 
 impl Spinner {
     pub(crate) fn new(wait: Wait) -> Spinner {
         Spinner {
             bound: match wait {
-                Wait::Sleep => Duration::ZERO,
-                Wait::Spin(bound) => bound,
+                Wait::Sleep => 0,
+                Wait::Spin(bound) => u32::try_from(bound.as_micros()).unwrap_or(u32::MAX),
             },
             pause: 0,
             next_pause: 1,
@@ -53,13 +53,13 @@ impl Spinner {
     /// Looks until something is found. `None`: sleep.
     #[inline]
     pub(crate) fn spin<T>(&mut self, look: impl FnMut() -> Option<T>) -> Option<T> {
-        match self.bound.is_zero() {
-            true => None,
-            false => self.spin_on(look),
+        match self.bound {
+            0 => None,
+            bound => self.spin_on(Duration::from_micros(bound.into()), look),
         }
     }
 
-    fn spin_on<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    fn spin_on<T>(&mut self, bound: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if self.pause > 0 {
             self.pause -= 1;
             return None;
@@ -74,7 +74,7 @@ impl Spinner {
             std::thread::yield_now();
             let now = Instant::now();
             let is_needed = now.duration_since(before) > NEEDED;
-            if is_needed || now.duration_since(begun) >= self.bound {
+            if is_needed || now.duration_since(begun) >= bound {
                 self.next_pause = match is_needed {
                     true => MAX_PAUSE,
                     false => (self.next_pause * 2).min(MAX_PAUSE),

@@ -4,26 +4,23 @@
 
 use super::Port;
 use crate::sys::epoll::EventSet;
+use crate::sys::poll;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The names of the listeners' events are this and their place.
 pub(super) const LISTENERS: u64 = 1 << 63;
-/// Connections that end with their first call are taken so many at a time: each turn costs two system calls, and that is
-/// what makes it even for connections that last.
-const SHORT_ONES: u32 = 8;
+/// What is left to others is theirs for so long.
+const LEFT_FOR: Duration = Duration::from_millis(1);
 
 /// A door and the set in which its listener is.
 #[derive(Default)]
 pub(super) struct Doorway {
     door: Mutex<Door>,
     events: OnceLock<Arc<EventSet>>,
-    /// Connections that were taken since it was the others' turn.
-    taken: AtomicU32,
 }
 
 /// How long nobody is accepted after the system refused a connection, at first and at most.
@@ -39,6 +36,8 @@ pub(super) struct Door {
     pub(super) back_off: Duration,
     /// When the connections are ended that it had when it stopped for that time.
     pub(super) cuts: VecDeque<(Instant, u64)>,
+    /// When it is looked at again, after what waits was left to others for a moment.
+    pub(super) returns: Option<Instant>,
 }
 
 impl Default for Door {
@@ -49,6 +48,7 @@ impl Default for Door {
             not_before: None,
             back_off: BACK_OFF,
             cuts: VecDeque::new(),
+            returns: None,
         }
     }
 }
@@ -98,25 +98,19 @@ impl Port {
         }
     }
 
-    /// A connection was taken. If it lasts, [`Port::let_others_go_first`] follows.
-    pub(super) fn has_taken_one(&self) {
-        if self.bound.is_lent()
-            && self.doorway.taken.fetch_add(1, Ordering::Relaxed) + 1 >= SHORT_ONES
-        {
-            self.let_others_go_first();
+    /// A connection was taken. Of those who accept from the same socket, the next one is another. The kernel wakes one of those
+    /// who sleep for each connection; whoever is awake already would be there first, and have them all. So, if one waits and
+    /// somebody `is_idler`, it is left to those who have been woken for it: `true`, for a moment.
+    pub(super) fn has_taken_one(&self, door: &mut Door, is_idler: impl FnOnce() -> bool) -> bool {
+        if !self.bound.is_lent() || !door.watched {
+            return false;
         }
-    }
-
-    /// Of those who accept from the same socket, the next one is another.
-    pub(super) fn let_others_go_first(&self) {
-        if !self.bound.is_lent() {
-            return;
+        self.watch(door, false);
+        if is_idler() && poll::is_readable(self.bound.socket.as_fd()) {
+            door.returns = Instant::now().checked_add(LEFT_FOR);
+            return true;
         }
-        self.doorway.taken.store(0, Ordering::Relaxed);
-        let mut door = self.door();
-        if door.watched {
-            self.watch(&mut door, false);
-            self.watch(&mut door, true);
-        }
+        self.watch(door, true);
+        false
     }
 }

@@ -46,10 +46,8 @@ pub(super) struct Driver {
     loan: Option<Arc<Loan>>,
     /// What it waits for while it is parked.
     interest: Interest,
-    /// It was another worker's turn to accept when it was seen that this connection lasts.
-    has_given_way: bool,
     /// Where a worker shows how this connection stands, and what its client calls it.
-    shown: Option<(usize, u64)>,
+    shown: Option<Box<(usize, u64)>>,
     /// The kernel lets nobody send descriptors before the password was right.
     refuses_rights: bool,
     /// Counts the connection; the last field, so that it goes after the socket.
@@ -113,7 +111,6 @@ impl Driver {
             loan: None,
             interest: Interest::Readable,
             shown: None,
-            has_given_way: native,
             entry,
         })
     }
@@ -205,7 +202,6 @@ impl Driver {
 
     /// Gives back what a parked session does not need, and says until when it may be parked.
     pub(super) fn prepare_to_rest(&mut self, interest: Interest) -> Option<Instant> {
-        self.lasts();
         self.is_known_to_events = true;
         self.interest = interest;
         self.talk.inbox_mut().rest();
@@ -409,7 +405,7 @@ impl Drop for Driver {
     /// What users have kept in a session may panic when it is dropped, which must not end the thread.
     fn drop(&mut self) {
         self.say_goodbye();
-        if let Some((place, tag)) = self.shown {
+        if let Some((place, tag)) = self.shown.as_deref().copied() {
             self.site.control.gate().counts().close_session(place, tag);
         }
         self.run_deferred();

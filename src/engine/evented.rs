@@ -374,6 +374,10 @@ impl Host for Evented {
     fn review(&mut self) {
         self.reception.review();
     }
+
+    fn look_again(&mut self) {
+        self.reception.look_again();
+    }
 }
 
 /// Does what a session wants and can do without waiting, for as long as a turn is.

@@ -158,6 +158,9 @@ pub(crate) trait Host {
 
     /// Stops and starts the listeners that were told to.
     fn review(&mut self);
+
+    /// Looks whether somebody waits for a listener of which another process may have been told.
+    fn look_again(&mut self);
 }
 
 /// An engine that runs.

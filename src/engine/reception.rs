@@ -9,6 +9,7 @@ use super::driver::Driver;
 use super::{Port, Site};
 use crate::arrival::Arrival;
 use crate::context::{Control, Peer};
+use crate::control::Wish;
 use crate::event::{Event, PauseReason};
 use crate::listener::{AcceptedConn, Acceptor, Permit, Wire};
 use crate::panics;
@@ -91,8 +92,7 @@ impl Reception {
         match socket::accept(&port.bound.socket) {
             Ok(None) => None,
             Ok(Some(socket)) => {
-                port.door().back_off = BACK_OFF;
-                port.has_taken_one();
+                self.has_taken_one(port);
                 // One about which the kernel tells nothing is gone.
                 self.admit(socket, port, true).ok().flatten()
             }
@@ -103,6 +103,19 @@ impl Reception {
                 self.stop_accepting(port, PauseReason::NoResources);
                 None
             }
+        }
+    }
+
+    /// A connection was taken.
+    fn has_taken_one(&self, port: &Port) {
+        let gate = self.site.control.gate();
+        let mut door = port.door();
+        door.back_off = BACK_OFF;
+        let leaves = port.has_taken_one(&mut door, || gate.has_idler());
+        drop(door);
+        if leaves {
+            // Somebody else may lead by now, and sleep without knowing of the time.
+            gate.waker().wake();
         }
     }
 
@@ -145,10 +158,6 @@ impl Reception {
                 None => return Ok(None),
             },
         };
-        if came && !matches!(port.bound.wire, Wire::Native) {
-            // What else is spoken lasts.
-            port.let_others_go_first();
-        }
         if let (Wire::Raw(acceptor), true) = (&port.bound.wire, came) {
             let given = self.give_away(acceptor, &socket, entry);
             return given.map(|()| None).inspect_err(|err| {
@@ -245,6 +254,7 @@ impl Reception {
             door.back_off = (door.back_off * 2).min(MAX_BACK_OFF);
         }
         port.watch(&mut door, false);
+        self.has_others_look(port);
         if !door.turns_away {
             // Under the lock, so that what is told is told in order.
             self.tell(port, |listener| Event::Paused { listener, reason });
@@ -289,8 +299,40 @@ impl Reception {
         }
     }
 
+    /// Looks whether somebody waits for a listener that others look at, too: the kernel tells one of them only, who may not
+    /// have got round to it.
+    pub(super) fn look_again(&self) {
+        for port in self.site.ports.iter().filter(|port| port.bound.is_lent()) {
+            let mut door = port.door();
+            if door.watched {
+                port.watch(&mut door, false);
+                port.watch(&mut door, true);
+            }
+        }
+    }
+
+    /// This process may have been told of somebody whom it does not take: the others shall look.
+    fn has_others_look(&self, port: &Port) {
+        if port.bound.is_lent() {
+            self.site.control.wish(Wish::Look);
+        }
+    }
+
     /// Looks at a listener again, if there is a reason to.
     fn accept_again(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
+        if let Some(returns) = door.returns {
+            if Instant::now() < returns {
+                return;
+            }
+            door.returns = None;
+            // As if it had been looked at all the time.
+            port.watch(&mut door, true);
+            drop(door);
+            if let Some(reason) = self.site.control.gate().closed(port.index) {
+                self.stop_accepting(port, reason);
+            }
+            return;
+        }
         let too_early = door.not_before.is_some_and(|time| Instant::now() < time);
         if too_early && !self.connections.has_one_ended() {
             return;
@@ -320,6 +362,7 @@ impl Reception {
             if port.bound.is_lent() {
                 // Others go on.
                 port.watch(&mut door, false);
+                self.has_others_look(port);
             }
             return;
         }
@@ -359,7 +402,10 @@ impl Reception {
     pub(super) fn sleep_until(&self) -> Option<Instant> {
         let doors = self.site.ports.iter().map(|port| port.door());
         doors
-            .flat_map(|door| [door.not_before, door.cuts.front().map(|(at, _)| *at)])
+            .flat_map(|door| {
+                let cut = door.cuts.front().map(|(at, _)| *at);
+                [door.not_before, door.returns, cut]
+            })
             .flatten()
             .min()
     }

@@ -160,6 +160,10 @@ impl Host for Threaded {
     fn review(&mut self) {
         self.shared.reception.review();
     }
+
+    fn look_again(&mut self) {
+        self.shared.reception.look_again();
+    }
 }
 
 impl Shared {
@@ -329,13 +333,7 @@ impl Shared {
                 Turn::Moved if driver.has_output() => {}
                 Turn::Moved => {
                     let Some(begun) = since else { continue };
-                    // Nobody else could look at newcomers, deadlines and the rest.
-                    let leads = lead.filter(|token| self.crew.leads(*token));
-                    if let Some(token) = leads.filter(|_| self.is_wanted_elsewhere(&driver)) {
-                        self.relieve(&self.crew.hand_over(token));
-                    }
-                    let leads = leads.is_some_and(|token| self.crew.leads(token));
-                    let alone = self.crew.is_headless() || leads && !self.crew.has_reserve();
+                    let alone = self.is_alone(lead, &driver);
                     if !alone && !self.crowded.load(Ordering::Relaxed) || begun.elapsed() < SWAP {
                         continue;
                     }
@@ -360,10 +358,17 @@ impl Shared {
         }
     }
 
-    /// Whether others have something for a leader that is about to stay with its client: they would have to wait until the
-    /// watchdog sees it.
-    fn is_wanted_elsewhere(&self, driver: &Driver) -> bool {
-        !driver.is_ending() && (self.parking.has_queued() || self.parking.events.has_any())
+    /// Whether nobody else could look at newcomers, deadlines and the rest while this thread stays with its client. A leader
+    /// that others have something for gives the lead away: they would have to wait until the watchdog sees it.
+    fn is_alone(self: &Arc<Shared>, lead: Option<u64>, driver: &Driver) -> bool {
+        let leads = lead.filter(|token| self.crew.leads(*token));
+        let is_wanted =
+            || !driver.is_ending() && (self.parking.has_queued() || self.parking.events.has_any());
+        if let Some(token) = leads.filter(|_| is_wanted()) {
+            self.relieve(&self.crew.hand_over(token));
+        }
+        let leads = leads.is_some_and(|token| self.crew.leads(token));
+        self.crew.is_headless() || leads && !self.crew.has_reserve()
     }
 
     /// Puts a session back that could go on, behind those that wait.

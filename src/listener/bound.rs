@@ -57,6 +57,11 @@ impl Bound {
         (name, path, (*self.password).clone())
     }
 
+    /// Whether clients of ours can speak with it.
+    pub(crate) fn is_native(&self) -> bool {
+        matches!(self.wire, Wire::Native)
+    }
+
     /// Whether the kernel refuses descriptors that are sent before the password.
     pub(crate) fn refuses_rights(&self) -> bool {
         self.refuses_rights

@@ -41,6 +41,8 @@ const SINCE: usize = 3;
 const ENTRY: usize = 4;
 /// Then what has happened.
 const EVENTS: usize = ENTRIES + REGIONS * ENTRY;
+/// And, for each slot, the region of the worker that serves there, and 1; 0: none does.
+const SERVING: usize = EVENTS + events::LEN;
 
 /// The whole of it.
 #[derive(Debug)]
@@ -163,6 +165,24 @@ impl Board {
         region
     }
 
+    /// A region's worker serves.
+    pub(crate) fn set_serving(&self, region: usize, worker: Worker) {
+        if (worker.slot as usize) < MAX_WORKERS {
+            self.store(SERVING + worker.slot as usize, region as u64 + 1);
+        }
+    }
+
+    /// Whether somebody serves fewer connections than so many, and no call.
+    pub(crate) fn has_idler(self: &Arc<Board>, connections: u64) -> bool {
+        let wanted = usize::try_from(self.load(WANTED)).unwrap_or(0);
+        let serving = (0..wanted.min(MAX_WORKERS)).map(|slot| self.load(SERVING + slot));
+        let regions = serving.filter_map(|region| usize::try_from(region).ok()?.checked_sub(1));
+        let is_idler = |region: usize| self.region(region).is_idler_than(connections);
+        regions
+            .filter(|region| *region < self.regions)
+            .any(is_idler)
+    }
+
     /// The process of a region's worker.
     pub(crate) fn set_pid(&self, region: usize, pid: u32) {
         self.word(Board::entry(region) + PROCESS)
@@ -178,6 +198,11 @@ impl Board {
         };
         let end = kind << 32 | u64::from(number as u32);
         self.store(Board::entry(region) + END, end);
+        let mut places = (SERVING..SERVING + MAX_WORKERS).map(|place| self.word(place));
+        if let Some(place) = places.find(|place| place.load(Ordering::Relaxed) == region as u64 + 1)
+        {
+            place.store(0, Ordering::Release);
+        }
     }
 
     /// Whose a region is, if it is anybody's.
@@ -245,5 +270,5 @@ struct Entry {
 
 /// How many words the head has: whole pages.
 fn head_len() -> usize {
-    (EVENTS + events::LEN).next_multiple_of(PAGE)
+    (SERVING + MAX_WORKERS).next_multiple_of(PAGE)
 }

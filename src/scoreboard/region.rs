@@ -200,6 +200,13 @@ impl Region {
         })
     }
 
+    /// Whether it serves fewer connections than so many, and no call.
+    pub(super) fn is_idler_than(&self, connections: u64) -> bool {
+        self.get(counter::PHASE) == WorkerPhase::Serving as u64
+            && self.get(counter::CONNECTIONS) < connections
+            && self.doing().next().is_none()
+    }
+
     /// The place of a client's connection among those that are shown: its own, or that of the one that matters least.
     pub(crate) fn open_session(&self, tag: u64) -> usize {
         let places = self.places(tag);

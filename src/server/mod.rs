@@ -256,7 +256,8 @@ impl Server {
         password::prepare_to_reseed();
         let standard = fdtable::occupy_standard().start("open /dev/null")?;
         let (bound, footprints) = listener::bind_all(&self.listeners())?;
-        let places: Vec<_> = bound.iter().map(Bound::place).collect();
+        let place = |bound: &Bound| (bound.place(), bound.is_native());
+        let places: Vec<_> = bound.iter().map(place).collect();
         let child = Child::spawn(alone, |ties| setup::serve_as_child(self, bound, ties));
         drop(standard);
         let child = match child.start("fork") {
@@ -275,12 +276,12 @@ impl Server {
         let deadline = Instant::now().checked_add(self.start_timeout);
         match setup::next_report(&child, self.start_timeout, deadline) {
             Ok(_) => {
-                let address = |(name, path, password): (Arc<str>, _, _)| {
+                let address = |((name, path, password), is_native): ((Arc<str>, _, _), bool)| {
                     let address = Address {
                         path,
                         password,
                         identity,
-                        has_workers: self.prefork.is_some(),
+                        has_workers: is_native && self.prefork.is_some(),
                     };
                     (name.to_string(), address)
                 };

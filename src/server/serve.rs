@@ -11,7 +11,7 @@ use crate::engine::{Duties, Host, Running, Site};
 use crate::gate::Status;
 use crate::panics;
 use crate::prefork::memory;
-use crate::scoreboard::{ReplaceReason, counter};
+use crate::scoreboard::{ReplaceReason, WorkerPhase, counter};
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
 use std::cell::Cell;
@@ -81,7 +81,11 @@ pub(super) fn until_told(
     let ending = desk.ending.unwrap_or(Ending::Asked);
     drop(desk);
     site.control.set_stopping();
+    site.control.gate().counts().set_phase(WorkerPhase::Leaving);
     engine.begin_drain();
+    if let (Role::Worker { .. }, Some(ties)) = (role, &ties) {
+        send_wishes(site.control.take_wishes(), ties);
+    }
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
     match (role, ending) {
         (Role::Server, _) => site.remove_files(),
@@ -133,6 +137,16 @@ fn refuse_orders(engine: &mut Running, ties: Option<&Ties>) {
     }
 }
 
+/// A worker says what it wants.
+fn send_wishes(wishes: Vec<Wish>, ties: &Ties) {
+    // The monitor reads what comes, unless it has been stopped.
+    const PATIENCE: Duration = Duration::from_millis(100);
+    for wish in wishes {
+        let deadline = Instant::now().checked_add(PATIENCE);
+        let _ = ties.control.send(&Report::Wish(wish), deadline);
+    }
+}
+
 /// What the control thread looks after.
 struct Desk<'a> {
     server: &'a Server,
@@ -178,10 +192,8 @@ impl Desk<'_> {
         }
     }
 
-    /// A worker says what it wants.
+    /// A worker says what it and its handlers want.
     fn tell_monitor(&self) {
-        // It reads what comes, unless it has been stopped.
-        const PATIENCE: Duration = Duration::from_millis(100);
         let (Role::Worker { max_memory }, Some(ties)) = (self.role, self.ties) else {
             return;
         };
@@ -190,10 +202,7 @@ impl Desk<'_> {
             self.retires.set(true);
             wishes.push(Wish::Retire(reason));
         }
-        for wish in wishes {
-            let deadline = Instant::now().checked_add(PATIENCE);
-            let _ = ties.control.send(&Report::Wish(wish), deadline);
-        }
+        send_wishes(wishes, ties);
     }
 
     /// Whether a worker has done enough.
@@ -215,6 +224,7 @@ impl Desk<'_> {
                 // If it cannot be served the client sees it closed.
                 let _ = socket.into_owned().and_then(|socket| host.serve(socket));
             }
+            Ok(Some(Order::Look)) => host.look_again(),
             Ok(Some(Order::Ask { number, request })) => {
                 let result = comply(self.site, request, host);
                 // An owner that does not listen has what it asked for all the same.

@@ -280,7 +280,7 @@ fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
             path,
             password,
             identity,
-            has_workers: server.prefork.is_some(),
+            has_workers: bound.is_native() && server.prefork.is_some(),
         };
         (name, address)
     };

@@ -5,7 +5,6 @@
 
 use super::left;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -127,8 +126,7 @@ impl EventSet {
 
     /// Whether something is ready. It stays so.
     pub(crate) fn has_any(&self) -> bool {
-        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        super::poll::is_readable(self.as_fd())
     }
 
     /// The names of everything that is ready, into `names`. As [`EventSet::next`] otherwise.

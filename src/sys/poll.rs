@@ -26,6 +26,12 @@ pub(crate) fn readable<const N: usize>(
     Ok(fds.map(|fd| fd.is_some() && seen.next().unwrap_or(false)))
 }
 
+/// Whether `fd` is readable now.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+    nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 /// Waits until `fd` is writable or, if that is of interest, readable, and says what it is.
 pub(crate) fn ready(
     fd: BorrowedFd<'_>,

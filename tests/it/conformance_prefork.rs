@@ -258,8 +258,8 @@ fn idle_workers_are_not_woken_for_others() {
     let before = switches(workers.iter().copied());
     call(2_000);
     let each = (switches(workers.iter().copied()) - before) as f64 / 2_000.0;
-    // One that serves wakes up once or twice for it; a herd would make sixteen of that.
-    assert!(each <= 4.0, "{each}");
+    // One that serves wakes up a few times for it; a herd would make sixteen of each.
+    assert!(each <= 6.0, "{each}");
 }
 
 fn nobody_waits_for_a_busy_worker_while_another_is_idle() {

@@ -58,6 +58,7 @@ fn no_call_is_lost_in_ten_reloads() {
             server.reload().unwrap();
         }
     });
+
     assert!(calls > 100, "{calls}");
     assert!(pids(&server).is_disjoint(&before));
 }
@@ -69,6 +70,7 @@ fn new_connections_do_not_notice_ten_reloads() {
             server.reload().unwrap();
         }
     });
+
     assert!(calls > 100, "{calls}");
 }
 
@@ -203,6 +205,7 @@ fn a_hundred_hangups_during_calls_lose_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
     });
+
     assert!(calls > 100, "{calls}");
     until(&server, "it is quiet again", |pool| {
         all_serve(2)(pool) && !pool.reloading

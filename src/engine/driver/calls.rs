@@ -47,7 +47,7 @@ impl Driver {
         let service = &self.site.service;
         let port = &self.entry.port;
         self.site.call_begins();
-        if let Some((place, tag)) = self.shown {
+        if let Some((place, tag)) = self.shown.as_deref().copied() {
             let counts = self.site.control.gate().counts();
             counts.begins(place, tag, call.id);
         }

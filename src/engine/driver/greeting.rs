@@ -8,13 +8,6 @@ use crate::protocol::greeting::Welcome;
 use crate::sys::socket;
 
 impl Driver {
-    /// The connection is not over with its first call: of those who accept, it is another's turn.
-    pub(super) fn lasts(&mut self) {
-        if !std::mem::replace(&mut self.has_given_way, true) {
-            self.entry.port.let_others_go_first();
-        }
-    }
-
     /// The password was right.
     pub(super) fn welcome(&mut self, fds: bool, tag: u64) {
         if !self.refuses_rights {
@@ -24,13 +17,10 @@ impl Driver {
         // Who has said already that nothing will follow needs no permission.
         let is_last = self.talk.inbox().is_next_the_last();
         let allowed = fds && !is_last && self.allow_rights();
-        if !is_last {
-            self.lasts();
-        }
         let worker = self.site.control.worker();
         if worker.is_some() && tag != 0 {
             let counts = self.site.control.gate().counts();
-            self.shown = Some((counts.open_session(tag), tag));
+            self.shown = Some(Box::new((counts.open_session(tag), tag)));
         }
         if let Talk::Native { session, .. } = &mut self.talk {
             session.welcome(Welcome {

@@ -137,7 +137,7 @@ impl Monitor<'_> {
                 let deny = |socket| self.deny(0, socket, true);
                 let _ = socket.map(deny);
             }
-            Ok(Some(Order::Ask { .. })) | Err(_) => {}
+            Ok(Some(Order::Ask { .. } | Order::Look)) | Err(_) => {}
             Ok(None) => self.events.forget(ties.control.as_fd()),
         }
         deadline

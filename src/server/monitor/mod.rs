@@ -380,11 +380,10 @@ impl<'a> Monitor<'a> {
         let now = Instant::now();
         match report {
             Report::Ready => {
-                let pid = self
-                    .workers
-                    .get(&generation)
-                    .map(|process| process.child.pid);
-                self.pool.ready(generation, pid.unwrap_or_default(), now);
+                if let Some(process) = self.workers.get(&generation) {
+                    self.board.set_serving(process.place, process.worker);
+                    self.pool.ready(generation, process.child.pid, now);
+                }
             }
             Report::Failed(failure) => {
                 // What has panicked may go well another time, and counts as a death.
@@ -400,6 +399,7 @@ impl<'a> Monitor<'a> {
             Report::Wish(Wish::Stop) => return Some(Ending::Asked),
             Report::Wish(Wish::Do(request)) => self.grant(generation, &request),
             Report::Wish(Wish::Retire(reason)) => self.pool.wears_out(generation, reason),
+            Report::Wish(Wish::Look) => self.have_others_look(generation),
             // Workers say nothing else.
             Report::Bound(_) | Report::ReadyAt(_) => {}
         }
@@ -425,6 +425,7 @@ impl<'a> Monitor<'a> {
             }
         }
         let process = self.workers.remove(&generation)?;
+        self.have_others_look(generation);
         self.events.forget(process.child.as_fd());
         self.events.forget(process.child.control.as_fd());
         self.totals.add(&process.region);

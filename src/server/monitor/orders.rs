@@ -54,8 +54,8 @@ impl Monitor<'_> {
             Ok(Some(Order::Ask { number, request })) => self.ask(number, request, ties),
             // The owner has given us up; the lifeline tells the rest.
             Ok(None) => self.events.forget(ties.control.as_fd()),
-            // An order that cannot be read. The owner may give others.
-            Err(_) => {}
+            // An order that is for workers, or cannot be read. The owner may give others.
+            Ok(Some(Order::Look)) | Err(_) => {}
         }
         None
     }
@@ -110,6 +110,18 @@ impl Monitor<'_> {
             },
         }
         self.answer_complete(Some(ties));
+    }
+
+    /// A worker takes nobody any more: somebody may wait of whom it alone was told.
+    pub(super) fn have_others_look(&self, generation: u32) {
+        let others = self.workers.values();
+        for process in others.filter(|process| process.worker.generation != generation) {
+            // One that does not listen now looks when it has time.
+            let _ = process
+                .child
+                .control
+                .send(&Order::Look, Some(Instant::now()));
+        }
     }
 
     /// A worker wants something of all.
