@@ -1,8 +1,8 @@
 //! Several workers behind one socket: what they share, who gets which connection, and what a crash costs.
 
 use forkserver::{
-    CallError, Client, Delivery, Engine, Exit, Fault, Fd, PoolEvent, PoolStatus, Prefork, Server,
-    ServerHandle, StartError, WorkerPhase,
+    CallError, Client, Delivery, Engine, Exit, Fault, Fd, Limits, Listener, PoolEvent, PoolStatus,
+    Prefork, Server, ServerHandle, StartError, WorkerPhase,
 };
 use nix::libc;
 use nix::sys::signal::{Signal, kill, raise};
@@ -17,6 +17,8 @@ crate::tests![
     connections_that_come_at_once_are_spread_evenly,
     ten_thousand_short_connections_are_spread_evenly,
     an_owners_connections_are_served_in_turn,
+    a_full_worker_keeps_nobody_from_the_others,
+    an_owner_whose_first_listener_speaks_otherwise_is_served,
     a_killed_worker_costs_its_own_calls_and_is_replaced,
     every_kind_of_death_is_named_to_the_caller,
     a_call_that_was_not_begun_is_said_to_be_not_sent,
@@ -201,6 +203,53 @@ fn an_owners_connections_are_served_in_turn() {
         *counts.entry(client.call("pid", &()).unwrap()).or_default() += 1;
     }
     assert_eq!(counts.into_values().collect::<Vec<_>>(), [2, 2, 2, 2]);
+}
+
+fn a_full_worker_keeps_nobody_from_the_others() {
+    let mut limits = Limits::default();
+    limits.max_connections = 1;
+    let server = server(2).limits(limits).start().unwrap();
+    let connect = || {
+        let client = Client::connect(server.address()).unwrap();
+        let mut client = client.with_timeout(Duration::from_secs(5));
+        client.call::<_, i32>("pid", &()).unwrap();
+        client
+    };
+    let (mut one, mut other) = (connect(), connect());
+    for _ in 0..50 {
+        // Whoever is full was told of the next one, too, if it was its turn.
+        one = connect_behind(one, &connect);
+        other = connect_behind(other, &connect);
+    }
+    drop((one, other));
+}
+
+/// A connection in the place of one that ends.
+fn connect_behind(former: Client, connect: &impl Fn() -> Client) -> Client {
+    drop(former);
+    let begun = Instant::now();
+    let client = connect();
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    client
+}
+
+fn an_owner_whose_first_listener_speaks_otherwise_is_served() {
+    let server = server(2)
+        .listen(Listener::private().name("old").passenger())
+        .listen(Listener::private())
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    server.reload().unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    let err = client.call::<_, ()>("abort", &()).unwrap_err();
+    assert!(matches!(err, CallError::WorkerDied { .. }), "{err:?}");
+    server.kill().unwrap();
 }
 
 fn a_killed_worker_costs_its_own_calls_and_is_replaced() {

@@ -265,10 +265,9 @@ impl<'a> Monitor<'a> {
         });
         let watched = child.and_then(|child| {
             self.board.set_pid(place, child.pid);
-            let whose = worker.generation;
-            self.events.watch(child.as_fd(), name(PROCESS, whose))?;
-            self.events
-                .watch(child.control.as_fd(), name(LINE, whose))?;
+            // Nobody would learn of its end.
+            self.watch(worker, &child)
+                .inspect_err(|_| child.kill_now())?;
             Ok(child)
         });
         match watched {

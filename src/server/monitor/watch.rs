@@ -1,13 +1,16 @@
-//! Looking for calls that hang, and what is done about them.
+//! What is watched of workers: their lines and their ends, calls that hang, and what is done about those.
 //!
 //! Invariant: what a worker shows decides whether it is killed, and never who is.
 
-use super::Monitor;
+use super::{LINE, Monitor, PROCESS, name};
 use crate::Signal;
+use crate::child::Child;
 use crate::prefork::Measure;
 use crate::scoreboard::{Doing, PoolEvent};
 use crate::sys::{clock, trace};
 use crate::worker::Worker;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,6 +23,13 @@ const OWN_FRAMES: usize = 3;
 const MAX_TEXT: usize = 100;
 
 impl Monitor<'_> {
+    /// Has events tell what a worker says, and of its end.
+    pub(super) fn watch(&self, worker: Worker, child: &Child) -> io::Result<()> {
+        let whose = worker.generation;
+        self.events.watch(child.as_fd(), name(PROCESS, whose))?;
+        self.events.watch(child.control.as_fd(), name(LINE, whose))
+    }
+
     /// A worker has let its line go: it ends at once, or what runs there is another program by now.
     pub(super) fn is_deaf(&mut self, generation: u32) {
         let until = Instant::now().checked_add(self.server.grace);
