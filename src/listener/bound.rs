@@ -100,10 +100,10 @@ impl Bound {
         }
     }
 
-    /// Removes them for the process that had the path and is gone.
+    /// Removes what nobody else can have taken over, for the process whose it was and that is gone.
     pub(crate) fn remove_orphaned(&self) {
         if let Some(footprint) = &self.footprint {
-            footprint.remove_own(None);
+            footprint.remove_private();
         }
     }
 

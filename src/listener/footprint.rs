@@ -138,6 +138,14 @@ impl Footprint {
         }
     }
 
+    /// As [`Footprint::remove`], for several processes at a time that have no lock: what is at a given path stays, because a
+    /// successor may be putting its own there.
+    pub(super) fn remove_private(&self) {
+        if let FootprintKind::Private(_) = &self.kind {
+            self.remove();
+        }
+    }
+
     /// As [`Footprint::remove`], for the server, which has the lock.
     pub(super) fn remove_own(&self, lock: Option<&OwnedFd>) {
         if let (FootprintKind::Locked(name), Some(lock)) = (&self.kind, lock) {

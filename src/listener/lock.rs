@@ -42,6 +42,10 @@ impl Lock {
             if opened.uid != uid && opened.uid != 0 {
                 return Err(in_use(path, "its lock file belongs to another user"));
             }
+            // A server that ended between the two has removed it.
+            if opened.links == 0 {
+                continue;
+            }
             // What has another name as well, or is no file, was not made by us.
             if !opened.is_file || opened.links != 1 || opened.mode != 0o600 {
                 return Err(in_use(path, "its lock file is not ours"));
