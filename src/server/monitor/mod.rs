@@ -424,6 +424,7 @@ impl<'a> Monitor<'a> {
             }
         }
         let process = self.workers.remove(&generation)?;
+        let worker = process.worker;
         self.have_others_look(generation);
         self.events.forget(process.child.as_fd());
         self.events.forget(process.child.control.as_fd());
@@ -431,15 +432,12 @@ impl<'a> Monitor<'a> {
         if let Some(hung) = &mut self.hung {
             hung.forget(process.worker);
         }
+        let has_served = self.pool.ready_workers().any(|ready| ready == worker);
+        if !has_served {
+            let text = format_args!("it died before it served: {exit}");
+            self.fails_to_start(|| Failure::new("worker", text, false));
+        }
         self.pool.ended(generation, exit, Instant::now());
-        let failure = || {
-            Failure::new(
-                "worker",
-                format_args!("it died before it served: {exit}"),
-                false,
-            )
-        };
-        self.fails_to_start(failure);
         self.is_answered_by_nobody(generation);
         self.answer_complete(ties);
         Some(exit)
