@@ -28,9 +28,11 @@
 //! * [`Engine`] is which threads serve; [`Listener`] is where, to whom, and what is spoken there: ours, records of your own
 //!   ([`Listener::handle_events`] with a [`Framing`]), [Passenger's format](passenger), or whatever you make of it
 //!   ([`Listener::accept_with`]).
+//! * [`Prefork`] makes a server several processes: a monitor, and workers that may die.
 //! * [`EventHandler`] serves a client by callbacks, without a thread; [`SessionHandle`] reaches it from anywhere.
 //! * [`Limits`] and [`Restrictions`] bound what clients and calls may take.
 //! * [`Event`] is what a server tells about itself to [`Server::observe`].
+//! * [`Wait`] is how a side waits for the other: asleep, or looking again and again.
 //! * [`Channel`] is a stream of items both ways, between [`Client::open`] and [`Server::handle_stream`].
 //! * [`passenger`] is the format of Phusion Passenger's `AbstractServer`, for programs that have it already.
 //! * [`Fd`] and [`Bytes`] are values for arguments and results: a descriptor, and a byte string without the cost
