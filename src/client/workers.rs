@@ -87,7 +87,9 @@ impl Client {
         let Some(home) = self.home.clone() else {
             return false;
         };
-        let Ok(connection) = connect::connect_to(&home, connect::PATIENCE) else {
+        let patience = self.timeout.unwrap_or(connect::PATIENCE);
+        let patience = patience.min(connect::PATIENCE);
+        let Ok(connection) = connect::connect_to(&home, patience) else {
             return false;
         };
         self.use_connection(connection);
