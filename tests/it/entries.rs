@@ -3,7 +3,9 @@
 use crate::harness::descriptors;
 use crate::lifecycle::echo;
 use crate::processes::{Helper, Watched, with_thread};
-use forkserver::{AnyEntry, Bytes, Entry, Exit, Fault, Fd, Listener, Signal, StartError};
+use forkserver::{
+    AnyEntry, Bytes, CallError, Client, Entry, Exit, Fault, Fd, Listener, Signal, StartError,
+};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 crate::tests![
     an_entry_starts_in_a_program_with_threads,
+    a_launched_server_may_have_workers,
     two_hundred_starts_among_busy_threads,
     an_entry_that_is_not_listed_is_refused_before_anything,
     the_entrys_own_error_is_the_starts,
@@ -33,10 +36,18 @@ crate::tests![
 
 /// What `main` lists before anything else.
 pub const ALL: &[&dyn AnyEntry] = &[
-    &ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY, &STUCK,
+    &ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY, &STUCK, &POOL,
 ];
 
 static ECHO: Entry<()> = Entry::new("echo", |()| Ok(echo()));
+/// With so many workers, of which each fails if that is none.
+static POOL: Entry<usize> = Entry::new("pool", |workers| {
+    let server = crate::prefork::server(workers.max(1));
+    Ok(server.worker_started(move |_| match workers {
+        0 => Err(Fault::new("as asked")),
+        _ => Ok(()),
+    }))
+});
 /// Fails in the way that it is told to.
 static PICKY: Entry<String> = Entry::new("picky", |how| match how.as_str() {
     "fault" => Err(Fault::new("as asked")),
@@ -150,6 +161,24 @@ fn among_busy_threads(work: impl FnOnce()) {
     while std::fs::read_dir("/proc/self/task").unwrap().count() > 1 {
         std::thread::yield_now();
     }
+}
+
+fn a_launched_server_may_have_workers() {
+    among_busy_threads(|| {
+        let server = POOL.start(&3).unwrap();
+        let before = crate::prefork::pids(&server);
+        assert_eq!(before.len(), 3);
+        let mut client = Client::connect(server.address()).unwrap();
+        let err = client.call::<_, ()>("abort", &()).unwrap_err();
+        assert!(matches!(err, CallError::WorkerDied { .. }), "{err:?}");
+        client.call::<_, i32>("pid", &()).unwrap();
+        server.reload().unwrap();
+        client.call::<_, i32>("pid", &()).unwrap();
+        assert!(crate::prefork::pids(&server).is_disjoint(&before));
+        assert_eq!(server.stop().unwrap(), Exit::Code(0));
+        let err = POOL.start(&0).unwrap_err();
+        assert!(err.to_string().contains("as asked"), "{err}");
+    });
 }
 
 fn two_hundred_starts_among_busy_threads() {
