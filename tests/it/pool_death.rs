@@ -2,7 +2,7 @@
 
 use crate::prefork::{all_serve, pids, server, until};
 use crate::processes::{Helper, Watched};
-use forkserver::{CallError, Client, Exit, Listener, Prefork, StopError};
+use forkserver::{CallError, Client, Exit, Listener, Prefork, ServerHandle, StopError};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -87,6 +87,12 @@ fn tree() -> Tree {
         idle,
         path,
     }
+}
+
+/// All workers of a server.
+fn workers_of(server: &ServerHandle) -> Vec<Watched> {
+    let pids = pids(server).into_iter();
+    pids.map(|pid| Watched::open(pid as i32)).collect()
 }
 
 /// Waits for the ends of orphans, which have become ours, unless their monitor has reaped them.
@@ -195,10 +201,7 @@ fn the_path_of_a_killed_monitor_can_be_used_at_once() {
     let path = std::env::temp_dir().join("socket");
     let definition = server(2).listen(Listener::at(&path)).grace(GRACE);
     let first = definition.start().unwrap();
-    let workers: Vec<_> = pids(&first)
-        .into_iter()
-        .map(|pid| Watched::open(pid as i32))
-        .collect();
+    let workers = workers_of(&first);
     let mut client = Client::connect(first.address()).unwrap();
     client.call::<_, i32>("pid", &()).unwrap();
     kill(Pid::from_raw(first.pid() as i32), Signal::SIGKILL).unwrap();
@@ -251,10 +254,7 @@ fn a_stop_answers_what_is_under_way() {
 
 fn a_stop_that_has_no_patience_kills_the_workers() {
     let server = slow(2).start().unwrap();
-    let workers: Vec<_> = pids(&server)
-        .into_iter()
-        .map(|pid| Watched::open(pid as i32))
-        .collect();
+    let workers = workers_of(&server);
     let mut client = server.connect().unwrap();
     client.call::<_, i32>("pid", &()).unwrap();
     let call = client.begin::<_, u64>("slow", &60_000_u64).unwrap();
@@ -276,10 +276,7 @@ fn a_stop_that_has_no_patience_kills_the_workers() {
 fn a_kill_ends_all_at_once() {
     let server = slow(3).grace(Duration::from_secs(30)).start().unwrap();
     let path = server.address().path().to_owned();
-    let workers: Vec<_> = pids(&server)
-        .into_iter()
-        .map(|pid| Watched::open(pid as i32))
-        .collect();
+    let workers = workers_of(&server);
     let mut client = server.connect().unwrap();
     let call = client.begin::<_, u64>("slow", &60_000_u64).unwrap();
     let begun = Instant::now();
@@ -299,10 +296,7 @@ fn a_kill_ends_all_at_once() {
 fn a_signal_ends_all_and_is_told() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let server = server(3).start().unwrap();
-        let workers: Vec<_> = pids(&server)
-            .into_iter()
-            .map(|pid| Watched::open(pid as i32))
-            .collect();
+        let workers = workers_of(&server);
         kill(Pid::from_raw(server.pid() as i32), signal).unwrap();
         assert_eq!(server.wait(), Exit::Signal(signal as i32));
         for worker in workers {
@@ -463,10 +457,7 @@ fn workers_do_not_keep_each_other_alive() {
         client.call::<_, ()>("abort", &()).unwrap_err();
     }
     until(&server, "all are replaced", all_serve(4));
-    let workers: Vec<_> = pids(&server)
-        .into_iter()
-        .map(|pid| Watched::open(pid as i32))
-        .collect();
+    let workers = workers_of(&server);
     // One is stopped, and holds whatever it holds.
     kill(workers[0].pid, Signal::SIGSTOP).unwrap();
     kill(Pid::from_raw(server.pid() as i32), Signal::SIGKILL).unwrap();
