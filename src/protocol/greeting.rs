@@ -2,6 +2,9 @@
 //!
 //! Invariant: a hello is read without memory of its own, and without trust.
 
+#[cfg(test)]
+mod tests;
+
 use super::frame::{Kind, Outgoing, ProtocolError};
 use crate::password::Password;
 use bytes::Buf;

@@ -292,9 +292,12 @@ fn nobody_waits_for_a_busy_worker_while_another_is_idle() {
 }
 
 fn a_second_signal_ends_the_monitor_at_once() {
+    let (mut entered, enter) = std::io::pipe().unwrap();
     let server = server(1)
+        .keep_fd(&enter)
         .grace(Duration::from_millis(500))
-        .handle("sleep", |_, (): ()| {
+        .handle("sleep", move |_, (): ()| {
+            (&enter).write_all(b"!")?;
             std::thread::sleep(Duration::from_secs(60));
             Ok(())
         })
@@ -304,10 +307,13 @@ fn a_second_signal_ends_the_monitor_at_once() {
     let mut client = server.connect().unwrap();
     let call = client.begin::<_, ()>("sleep", &()).unwrap();
     client.flush().unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    entered.read_exact(&mut [0]).unwrap();
     let monitor = Pid::from_raw(server.pid() as i32);
     kill(monitor, Signal::SIGTERM).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    // It has begun to end when its socket is gone.
+    while server.address().path().exists() {
+        std::thread::yield_now();
+    }
     let begun = Instant::now();
     kill(monitor, Signal::SIGTERM).unwrap();
     assert_eq!(server.wait(), Exit::Signal(15));

@@ -6,7 +6,7 @@ use forkserver::{CallError, Client, Exit, Listener, Prefork, ServerHandle, StopE
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
-use std::io::{Read, Write};
+use std::io::{PipeReader, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -219,15 +219,21 @@ fn the_path_of_a_killed_monitor_can_be_used_at_once() {
     assert!(!path.exists());
 }
 
-fn slow(workers: usize) -> forkserver::Server {
-    server(workers).handle("slow", |_, millis: u64| {
+/// A server whose calls take as long as they are told to, and what says so when one has begun.
+fn slow(workers: usize) -> (forkserver::Server, PipeReader) {
+    let (entered, enter) = std::io::pipe().unwrap();
+    let server = server(workers).keep_fd(&enter);
+    let server = server.handle("slow", move |_, millis: u64| {
+        (&enter).write_all(b"!")?;
         std::thread::sleep(Duration::from_millis(millis));
         Ok(millis)
-    })
+    });
+    (server, entered)
 }
 
 fn a_stop_answers_what_is_under_way() {
-    let server = slow(2).start().unwrap();
+    let (definition, mut entered) = slow(2);
+    let server = definition.start().unwrap();
     let mut clients: Vec<_> = (0..2).map(|_| server.connect().unwrap()).collect();
     for client in &mut clients {
         client.call::<_, i32>("pid", &()).unwrap();
@@ -236,8 +242,7 @@ fn a_stop_answers_what_is_under_way() {
         .iter_mut()
         .map(|client| client.begin::<_, u64>("slow", &300_u64).unwrap())
         .collect();
-    // They have been taken when a later call of another connection has been answered by the same worker.
-    std::thread::sleep(Duration::from_millis(100));
+    entered.read_exact(&mut [0; 2]).unwrap();
     let begun = Instant::now();
     assert_eq!(server.stop().unwrap(), Exit::Code(0));
     assert!(
@@ -253,12 +258,13 @@ fn a_stop_answers_what_is_under_way() {
 }
 
 fn a_stop_that_has_no_patience_kills_the_workers() {
-    let server = slow(2).start().unwrap();
+    let (definition, mut entered) = slow(2);
+    let server = definition.start().unwrap();
     let workers = workers_of(&server);
     let mut client = server.connect().unwrap();
     client.call::<_, i32>("pid", &()).unwrap();
     let call = client.begin::<_, u64>("slow", &60_000_u64).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    entered.read_exact(&mut [0]).unwrap();
     let begun = Instant::now();
     let exit = server.stop_within(Duration::from_millis(300)).unwrap();
     assert!(
@@ -274,11 +280,13 @@ fn a_stop_that_has_no_patience_kills_the_workers() {
 }
 
 fn a_kill_ends_all_at_once() {
-    let server = slow(3).grace(Duration::from_secs(30)).start().unwrap();
+    let (definition, mut entered) = slow(3);
+    let server = definition.grace(Duration::from_secs(30)).start().unwrap();
     let path = server.address().path().to_owned();
     let workers = workers_of(&server);
     let mut client = server.connect().unwrap();
     let call = client.begin::<_, u64>("slow", &60_000_u64).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
     let begun = Instant::now();
     server.kill().unwrap();
     assert!(
@@ -330,16 +338,7 @@ fn a_signal_at_any_moment_leaves_nothing() {
 fn a_stop_while_workers_start_leaves_nothing() {
     let file = std::env::temp_dir().join("slow");
     for delay in [0, 1, 5, 20, 100] {
-        let slow = file.clone();
-        let server = server(2)
-            .worker_started(move |_| {
-                if slow.exists() {
-                    std::thread::sleep(Duration::from_secs(60));
-                }
-                Ok(())
-            })
-            .start()
-            .unwrap();
+        let server = crate::supervision::slow_while(&file, 2).start().unwrap();
         std::fs::write(&file, "").unwrap();
         server.set_workers(4).unwrap();
         std::thread::sleep(Duration::from_millis(delay));

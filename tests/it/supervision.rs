@@ -73,6 +73,15 @@ fn never_ends() -> ! {
     }
 }
 
+/// A call's worker was killed.
+fn was_killed(err: &CallError) {
+    let exit = Exit::Signal(9);
+    assert!(
+        matches!(err, CallError::WorkerDied { exit: how, .. } if *how == exit),
+        "{err:?}"
+    );
+}
+
 /// The hung call's event, if one was killed for it.
 fn hung(events: &[(Duration, PoolEvent)]) -> Option<&PoolEvent> {
     let mut events = events.iter().map(|(_, event)| event);
@@ -85,16 +94,7 @@ fn a_hung_call_is_traced_and_its_worker_killed() {
     let begun = Instant::now();
     let err = client.call::<_, ()>("sleep", &60_000_u64).unwrap_err();
     let took = begun.elapsed();
-    assert!(
-        matches!(
-            err,
-            CallError::WorkerDied {
-                exit: Exit::Signal(9),
-                ..
-            }
-        ),
-        "{err:?}"
-    );
+    was_killed(&err);
     assert!(took >= TIMEOUT + KILL_AFTER, "{took:?}");
     assert!(
         took < TIMEOUT + KILL_AFTER + Duration::from_millis(250),
@@ -132,16 +132,7 @@ fn a_looping_call_is_killed_too() {
     let server = hung_server().start().unwrap();
     let mut client = Client::connect(server.address()).unwrap();
     let err = client.call::<_, ()>("loop", &()).unwrap_err();
-    assert!(
-        matches!(
-            err,
-            CallError::WorkerDied {
-                exit: Exit::Signal(9),
-                ..
-            }
-        ),
-        "{err:?}"
-    );
+    was_killed(&err);
     until(&server, "it is replaced", all_serve(2));
 }
 
@@ -458,6 +449,17 @@ fn spoilt_by(file: &std::path::Path, workers: usize) -> forkserver::Server {
     })
 }
 
+/// A server whose workers do not begin for as long as a file is there.
+pub fn slow_while(file: &std::path::Path, workers: usize) -> forkserver::Server {
+    let file = file.to_owned();
+    server(workers).worker_started(move |_| {
+        if file.exists() {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        Ok(())
+    })
+}
+
 fn a_worker_whose_hook_fails_is_not_tried_again() {
     let file = std::env::temp_dir().join("spoilt");
     let server = spoilt_by(&file, 2).start().unwrap();
@@ -493,15 +495,8 @@ fn a_server_whose_workers_all_fail_ends() {
 
 fn a_worker_that_takes_too_long_to_start_is_killed() {
     let file = std::env::temp_dir().join("slow");
-    let slow = file.clone();
-    let server = server(1)
+    let server = slow_while(&file, 1)
         .start_timeout(Duration::from_millis(300))
-        .worker_started(move |_| {
-            if slow.exists() {
-                std::thread::sleep(Duration::from_secs(60));
-            }
-            Ok(())
-        })
         .start()
         .unwrap();
     std::fs::write(&file, "").unwrap();
