@@ -123,7 +123,10 @@ impl Connection {
     ) -> Result<bool, ReceiveError> {
         match rights::receive(&self.socket, inbox.receive_buffer(), rights, now) {
             Ok(received) => {
-                let fds: Vec<_> = received.fds.into_iter().map(Descriptor::from).collect();
+                let fds = match received.fds.is_empty() {
+                    true => Vec::new(),
+                    false => received.fds.into_iter().map(Descriptor::from).collect(),
+                };
                 if received.lost {
                     return Err(ReceiveError::Protocol(ProtocolError::LostFds));
                 }

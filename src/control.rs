@@ -249,11 +249,7 @@ impl ControlLine {
         if !poll::readable([Some(self.as_fd())], deadline)?[0] {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let mut inbox = Inbox::new(Bounds {
-            max_frame: MAX_MESSAGE,
-            max_fds: MAX_FDS,
-            max_queued: 0,
-        });
+        let mut inbox = Inbox::new(Bounds::new(MAX_MESSAGE, MAX_FDS, 0));
         let buffer = inbox.receive_buffer();
         buffer.reserve(HEADER_LEN + MAX_MESSAGE);
         let received = rights::receive(&self.0, buffer, Rights::Accept, true)?;

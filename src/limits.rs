@@ -98,20 +98,39 @@ impl Default for Limits {
 impl Limits {
     /// What the buffers of a connection keep to.
     pub(crate) fn bounds(&self) -> Bounds {
-        Bounds {
-            max_frame: self.max_frame,
-            max_fds: self.max_fds,
-            max_queued: self.max_queued,
-        }
+        Bounds::new(self.max_frame, self.max_fds, self.max_queued)
     }
 }
 
 /// What the buffers of a connection keep to; see [`Limits`]. The default lets nothing pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bounds {
-    pub(crate) max_frame: usize,
-    pub(crate) max_fds: usize,
-    pub(crate) max_queued: usize,
+    /// As far as a header can tell: each connection has this twice, so that it is kept small.
+    max_frame: u32,
+    max_fds: u8,
+    max_queued: usize,
+}
+
+impl Bounds {
+    pub(crate) fn new(max_frame: usize, max_fds: usize, max_queued: usize) -> Bounds {
+        Bounds {
+            max_frame: u32::try_from(max_frame).unwrap_or(u32::MAX),
+            max_fds: max_fds.min(MAX_FDS) as u8,
+            max_queued,
+        }
+    }
+
+    pub(crate) fn max_frame(&self) -> usize {
+        self.max_frame as usize
+    }
+
+    pub(crate) fn max_fds(&self) -> usize {
+        self.max_fds.into()
+    }
+
+    pub(crate) fn max_queued(&self) -> usize {
+        self.max_queued
+    }
 }
 
 /// The most descriptors that one message can carry: `SCM_MAX_FD` of the kernel's `include/net/scm.h`.

@@ -242,20 +242,19 @@ impl Driver {
 
     /// What is to be done when no call has arrived that could be answered.
     fn step(&mut self, sleep: bool) -> Turn {
-        let now = Instant::now();
         let Talk::Native { session, .. } = &mut self.talk else {
             return Turn::Over;
         };
         if session.stops_reading() {
             socket::shut_down_reading(&self.connection);
         }
-        match session.poll(now) {
+        match session.poll(Instant::now) {
             Step::Event(Happening::Authenticated { fds, tag }) => {
                 self.welcome(fds, tag);
                 Turn::Moved
             }
             Step::Event(Happening::Call(call)) => Turn::Call(call),
-            Step::Transmit => self.transmit(sleep, now),
+            Step::Transmit => self.transmit(sleep),
             Step::Receive => self.receive(sleep),
             Step::Closed => self.is_over(),
         }
@@ -271,7 +270,7 @@ impl Driver {
     /// Sends what waits to be sent, as far as the kernel takes it. If the connection is broken, the next turn finds out.
     pub(super) fn send_now(&mut self) {
         if let Ok(len @ 1..) = self.connection.transmit_now(self.talk.outbox()) {
-            self.has_sent(len, Instant::now());
+            self.has_sent(len);
         }
     }
 
@@ -291,8 +290,8 @@ impl Driver {
     fn move_on(&mut self) -> Turn {
         match self.interest {
             Interest::Readable => self.receive(false),
-            Interest::Writable => self.transmit(false, Instant::now()),
-            Interest::Both => match self.transmit(false, Instant::now()) {
+            Interest::Writable => self.transmit(false),
+            Interest::Both => match self.transmit(false) {
                 Turn::Waits(_) => self.receive(false),
                 turn => turn,
             },
@@ -300,24 +299,33 @@ impl Driver {
         }
     }
 
-    fn transmit(&mut self, sleep: bool, now: Instant) -> Turn {
+    fn transmit(&mut self, sleep: bool) -> Turn {
         let written = match sleep {
             true => self.connection.transmit(self.talk.outbox(), Some(NAP)),
             false => self.connection.transmit_now(self.talk.outbox()),
         };
         match written {
             Ok(len) => {
-                self.has_sent(len, now);
+                self.has_sent(len);
                 Turn::Moved
             }
-            Err(err) if is_timeout(&err) => Turn::Waits(Interest::Writable),
+            Err(err) if is_timeout(&err) => {
+                if let Talk::Native {
+                    session,
+                    stream: None,
+                } = &mut self.talk
+                {
+                    session.waits_for_room(Instant::now);
+                }
+                Turn::Waits(Interest::Writable)
+            }
             Err(err) => self.broke("sendmsg", &err),
         }
     }
 
-    fn has_sent(&mut self, len: usize, now: Instant) {
+    fn has_sent(&mut self, len: usize) {
         let was_pressed = self.talk.is_pressed();
-        self.talk.transmitted(len, now);
+        self.talk.transmitted(len, Instant::now);
         self.tell_pressure(was_pressed);
         if !self.has_output() {
             self.flushed();

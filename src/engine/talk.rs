@@ -170,15 +170,15 @@ impl Talk {
     }
 
     /// So much of the output is gone.
-    pub(super) fn transmitted(&mut self, len: usize, now: Instant) {
+    pub(super) fn transmitted(&mut self, len: usize, now: impl FnOnce() -> Instant) {
         match self {
             Talk::Native {
                 stream: Some(stream),
                 ..
-            } => drop(stream.conversation.transmitted(len, now)),
+            } => drop(stream.conversation.transmitted(len, now())),
             Talk::Native { session, .. } => session.transmitted(len, now),
-            Talk::Records(conversation) => drop(conversation.transmitted(len, now)),
-            Talk::Passenger(session) => session.transmitted(len, now),
+            Talk::Records(conversation) => drop(conversation.transmitted(len, now())),
+            Talk::Passenger(session) => session.transmitted(len, now()),
         }
     }
 }

@@ -80,7 +80,7 @@ impl ClientSession {
                 self.say_hello(has_fds)?;
                 if has_fds || !self.held.is_empty() {
                     // What is wrong with it shall be known now.
-                    let call = call.seal(self.bounds.max_frame, self.bounds.max_fds)?;
+                    let call = call.seal(self.bounds.max_frame(), self.bounds.max_fds())?;
                     self.held.push_back((id, call));
                     return Ok(());
                 }

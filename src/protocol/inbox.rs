@@ -127,6 +127,9 @@ impl Inbox {
     // hands it on are inlined, up to the decoding.
     #[inline]
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
+        if self.bytes.is_empty() && self.arrivals.is_empty() {
+            return Ok(None);
+        }
         let Some(header) = self.header()? else {
             return self.no_fds_inside(None).map(|()| None);
         };
@@ -179,7 +182,7 @@ impl Inbox {
     fn header(&self) -> Result<Option<Header>, ProtocolError> {
         match self.bytes.first_chunk() {
             Some(bytes) => {
-                Header::parse(bytes, self.bounds.max_frame, self.bounds.max_fds).map(Some)
+                Header::parse(bytes, self.bounds.max_frame(), self.bounds.max_fds()).map(Some)
             }
             None => Ok(None),
         }
@@ -244,13 +247,7 @@ mod tests {
             bytes.extend_from_slice(b"\x05count");
             bytes
         };
-        let inbox = || {
-            Inbox::new(Bounds {
-                max_frame: 100,
-                max_fds: 10,
-                max_queued: 0,
-            })
-        };
+        let inbox = || Inbox::new(Bounds::new(100, 10, 0));
         let stray = Some(ProtocolError::StrayFds);
 
         let mut good = inbox();

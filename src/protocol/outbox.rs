@@ -19,43 +19,24 @@ const MAX_SLICES: usize = 4;
 /// The direction away from us.
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    /// What leaves first.
     chunks: VecDeque<Chunk>,
-    /// How much of the first chunk is gone already.
+    /// What leaves behind them: the one place that most frames pass through, whose memory is used again.
+    tail: Vec<u8>,
+    /// What rides on the first byte of `tail`.
+    tail_fds: Vec<Arc<Descriptor>>,
+    /// How much of the first chunk is gone already, or of `tail` if there are no chunks.
     sent: usize,
     queued: usize,
     /// How many bytes have ever been queued.
     written: u64,
     bounds: Bounds,
-    /// The memory of a chunk that has left, for the next frames that are gathered.
-    spare: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Chunk {
-    bytes: ChunkBytes,
+    bytes: Bytes,
     fds: Vec<Arc<Descriptor>>,
-}
-
-#[derive(Debug)]
-enum ChunkBytes {
-    Gathered(Vec<u8>),
-    Shared(Bytes),
-}
-
-impl ChunkBytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            ChunkBytes::Gathered(bytes) => bytes,
-            ChunkBytes::Shared(bytes) => bytes,
-        }
-    }
-
-    fn truncate(&mut self, len: usize) {
-        match self {
-            ChunkBytes::Gathered(bytes) => bytes.truncate(len),
-            ChunkBytes::Shared(bytes) => bytes.truncate(len),
-        }
-    }
 }
 
 /// What to write next: some bytes, and the descriptors that ride on the first of them.
@@ -75,11 +56,12 @@ impl Outbox {
     pub(crate) fn new(bounds: Bounds) -> Outbox {
         Outbox {
             chunks: VecDeque::new(),
+            tail: Vec::new(),
+            tail_fds: Vec::new(),
             sent: 0,
             queued: 0,
             written: 0,
             bounds,
-            spare: Vec::new(),
         }
     }
 
@@ -92,11 +74,11 @@ impl Outbox {
     /// # Errors
     /// It exceeds the limits; nothing is queued then.
     pub(crate) fn send(&mut self, mut frame: Outgoing) -> Result<(), ProtocolError> {
-        let len = frame.fill_header(self.bounds.max_frame, self.bounds.max_fds)?;
+        let len = frame.fill_header(self.bounds.max_frame(), self.bounds.max_fds())?;
         self.account(len)?;
         if frame.pieces.is_empty() {
-            let fds = std::mem::take(&mut frame.fds);
-            self.gather(&mut frame.buf, fds);
+            let draft = &mut *frame;
+            self.gather(&mut draft.buf, &mut draft.fds);
         } else {
             self.push_pieces(&mut frame);
         }
@@ -110,12 +92,12 @@ impl Outbox {
     /// They exceed the limits; nothing is queued then.
     pub(crate) fn send_bytes(&mut self, mut bytes: Vec<u8>) -> Result<(), ProtocolError> {
         self.account(bytes.len())?;
-        self.gather(&mut bytes, Vec::new());
+        self.gather(&mut bytes, &mut Vec::new());
         Ok(())
     }
 
     fn account(&mut self, len: usize) -> Result<(), ProtocolError> {
-        let (size, limit) = (self.queued + len, self.bounds.max_queued);
+        let (size, limit) = (self.queued + len, self.bounds.max_queued());
         if size > limit {
             return Err(ProtocolError::TooMuchQueued { size, limit });
         }
@@ -146,37 +128,51 @@ impl Outbox {
         }
         let mut surplus = (self.written - written) as usize;
         (self.written, self.queued) = (written, self.queued - surplus);
-        while let Some(last) = self.chunks.back_mut() {
-            let len = last.bytes.as_slice().len();
-            if surplus < len {
-                last.bytes.truncate(len - surplus);
-                break;
+        let from_tail = surplus.min(self.tail.len());
+        self.tail.truncate(self.tail.len() - from_tail);
+        surplus -= from_tail;
+        if self.tail.is_empty() {
+            self.tail_fds.clear();
+        }
+        while let (Some(last), 1..) = (self.chunks.back_mut(), surplus) {
+            let kept = last.bytes.len().saturating_sub(surplus);
+            surplus -= last.bytes.len() - kept;
+            last.bytes.truncate(kept);
+            if kept == 0 {
+                self.chunks.pop_back();
             }
-            surplus -= len;
-            self.chunks.pop_back();
-            if surplus == 0 {
-                break;
-            }
+        }
+        if self.queued == 0 {
+            self.tail.clear();
+            self.sent = 0;
         }
         true
     }
 
     /// What to write next, if anything. Report with [`Outbox::transmitted`].
+    #[inline]
     pub(crate) fn transmit(&self) -> Option<Transmit<'_>> {
-        let first = self.chunks.front()?;
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        slices[0] = IoSlice::new(&first.bytes.as_slice()[self.sent..]);
+        let Some(first) = self.chunks.front() else {
+            slices[0] = IoSlice::new(&self.tail[self.sent..]);
+            return (self.queued > 0).then_some(Transmit {
+                slices,
+                count: 1,
+                fds: &self.tail_fds,
+            });
+        };
+        slices[0] = IoSlice::new(&first.bytes[self.sent..]);
+        // What has descriptors must begin a write of its own: they ride on the first byte of a write.
+        let tail = (&self.tail[..], &self.tail_fds);
+        let behind = self.chunks.iter().skip(1);
+        let behind = behind
+            .map(|chunk| (&chunk.bytes[..], &chunk.fds))
+            .chain([tail]);
+        let behind = behind.take_while(|(_, fds)| fds.is_empty());
         let mut count = 1;
-        // A chunk with descriptors must begin a write of its own: they ride on the first byte of a write.
-        for chunk in self
-            .chunks
-            .iter()
-            .skip(1)
-            .take_while(|chunk| chunk.fds.is_empty())
-            .take(MAX_SLICES - 1)
-        {
-            slices[count] = IoSlice::new(chunk.bytes.as_slice());
-            count += 1;
+        for (slice, (bytes, _)) in slices[1..].iter_mut().zip(behind) {
+            *slice = IoSlice::new(bytes);
+            count += usize::from(!bytes.is_empty());
         }
         Some(Transmit {
             slices,
@@ -185,86 +181,91 @@ impl Outbox {
         })
     }
 
-    /// `len` bytes are gone, and with the first of them the descriptors of the first chunk (the kernel sends
+    /// `len` bytes are gone, and with the first of them the descriptors that rode on it (the kernel sends
     /// them with whatever part of a write it takes).
+    #[inline]
     pub(crate) fn transmitted(&mut self, len: usize) {
         self.queued -= len;
-        let mut left = len;
-        while let Some(first) = self.chunks.front_mut() {
-            if left > 0 {
-                first.fds.clear();
+        let left = match self.chunks.is_empty() {
+            true => len,
+            false => self.chunks_transmitted(len),
+        };
+        if left > 0 {
+            self.tail_fds.clear();
+            self.sent += left;
+            if self.sent == self.tail.len() {
+                self.sent = 0;
+                self.tail.clear();
+                if self.tail.capacity() > GATHERED {
+                    self.tail = Vec::new();
+                }
             }
-            let rest = first.bytes.as_slice().len() - self.sent;
+        }
+    }
+
+    /// Takes what is gone off the chunks. Returns how much of it was behind them.
+    fn chunks_transmitted(&mut self, mut left: usize) -> usize {
+        while let (Some(first), 1..) = (self.chunks.front_mut(), left) {
+            first.fds.clear();
+            let rest = first.bytes.len() - self.sent;
             if left < rest {
                 self.sent += left;
-                return;
+                return 0;
             }
             left -= rest;
             self.sent = 0;
-            self.keep_spare();
-            if left == 0 {
-                return;
-            }
+            self.chunks.pop_front();
         }
+        left
     }
 
     /// Gives memory back that is not used; for connections that will wait for long.
     pub(crate) fn rest(&mut self) {
-        self.spare = Vec::new();
-    }
-
-    /// The first chunk has left.
-    fn keep_spare(&mut self) {
-        if let Some(Chunk {
-            bytes: ChunkBytes::Gathered(mut bytes),
-            ..
-        }) = self.chunks.pop_front()
-        {
-            if bytes.capacity() <= GATHERED && bytes.capacity() > self.spare.capacity() {
-                bytes.clear();
-                self.spare = bytes;
-            }
+        if self.queued == 0 {
+            (self.chunks, self.tail) = (VecDeque::new(), Vec::new());
         }
     }
 
-    /// Adds a frame that is in one piece to the last chunk, if it may be, or as one of its own.
-    fn gather(&mut self, buf: &mut Vec<u8>, fds: Vec<Arc<Descriptor>>) {
-        if fds.is_empty() && buf.len() <= GATHERED {
-            if let Some(Chunk {
-                bytes: ChunkBytes::Gathered(last),
-                ..
-            }) = self.chunks.back_mut()
-            {
-                last.extend_from_slice(buf);
+    /// Adds what is in one piece to the tail, or makes it the tail. What it leaves behind is empty.
+    #[inline]
+    fn gather(&mut self, bytes: &mut Vec<u8>, fds: &mut Vec<Arc<Descriptor>>) {
+        if !self.tail.is_empty() {
+            if fds.is_empty() && bytes.len() <= GATHERED {
+                self.tail.extend_from_slice(bytes);
+                bytes.clear();
                 return;
             }
+            self.close_tail();
         }
-        let bytes = match buf.len() <= self.spare.capacity() {
-            true => {
-                let mut gathered = std::mem::take(&mut self.spare);
-                gathered.extend_from_slice(buf);
-                gathered
-            }
-            false => std::mem::take(buf),
-        };
-        self.push(ChunkBytes::Gathered(bytes), fds);
+        std::mem::swap(&mut self.tail, bytes);
+        std::mem::swap(&mut self.tail_fds, fds);
+    }
+
+    /// Makes what is in the tail a chunk, so that something else can follow it.
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let bytes = Bytes::from(std::mem::take(&mut self.tail));
+            let fds = std::mem::take(&mut self.tail_fds);
+            self.chunks.push_back(Chunk { bytes, fds });
+        }
     }
 
     /// Adds a frame that has long byte strings in it, which are not copied.
     fn push_pieces(&mut self, frame: &mut Outgoing) {
+        self.close_tail();
         let mut written = Bytes::from(std::mem::take(&mut frame.buf));
         let (mut taken, mut fds) = (0, std::mem::take(&mut frame.fds));
         for (place, piece) in frame.pieces.drain(..) {
             let before = written.split_to(place - taken);
             taken = place;
-            self.push(ChunkBytes::Shared(before), std::mem::take(&mut fds));
-            self.push(ChunkBytes::Shared(piece), Vec::new());
+            self.push(before, std::mem::take(&mut fds));
+            self.push(piece, Vec::new());
         }
-        self.push(ChunkBytes::Shared(written), Vec::new());
+        self.push(written, Vec::new());
     }
 
-    fn push(&mut self, bytes: ChunkBytes, fds: Vec<Arc<Descriptor>>) {
-        if !bytes.as_slice().is_empty() {
+    fn push(&mut self, bytes: Bytes, fds: Vec<Arc<Descriptor>>) {
+        if !bytes.is_empty() {
             self.chunks.push_back(Chunk { bytes, fds });
         }
     }

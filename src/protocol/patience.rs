@@ -35,8 +35,9 @@ impl Patience {
         self.deadline
     }
 
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| now >= deadline)
+    /// The clock is looked at only if there is a deadline; so here and below.
+    pub(super) fn is_over(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now() >= deadline)
     }
 
     /// Waits for ever, for the same thing.
@@ -54,7 +55,7 @@ impl Patience {
         &mut self,
         has_begun: bool,
         limits: &Limits,
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Ending {
         let (phase, limit, ending) = match has_begun {
             true => (
@@ -74,22 +75,32 @@ impl Patience {
         self.phase == Phase::Idle
     }
 
-    /// Waits for output to leave.
-    pub(super) fn wait_for_room(&mut self, limits: &Limits, now: Instant) {
-        self.enter(Phase::Sending, Some(limits.write_timeout), now);
-    }
-
-    /// Some output has left.
-    pub(super) fn has_sent(&mut self, limits: &Limits, now: Instant) {
-        if self.phase == Phase::Sending {
-            self.deadline = now.checked_add(limits.write_timeout);
+    /// Output is about to leave, and most times it does at once.
+    pub(super) fn turn_to_sending(&mut self) {
+        if self.phase != Phase::Sending {
+            (self.phase, self.deadline) = (Phase::Sending, None);
         }
     }
 
-    fn enter(&mut self, phase: Phase, limit: Option<Duration>, now: Instant) {
+    /// Waits for output to leave, for which there was no room.
+    pub(super) fn wait_for_room(&mut self, limits: &Limits, now: impl FnOnce() -> Instant) {
+        self.enter(Phase::Sending, Some(limits.write_timeout), now);
+    }
+
+    /// Some output has left; is that `all`?
+    pub(super) fn has_sent(&mut self, all: bool, limits: &Limits, now: impl FnOnce() -> Instant) {
+        if self.phase == Phase::Sending {
+            self.deadline = match all {
+                true => None,
+                false => now().checked_add(limits.write_timeout),
+            };
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, limit: Option<Duration>, now: impl FnOnce() -> Instant) {
         if self.phase != phase || self.deadline.is_none() {
             self.phase = phase;
-            self.deadline = limit.and_then(|limit| now.checked_add(limit));
+            self.deadline = limit.and_then(|limit| now().checked_add(limit));
         }
     }
 }

@@ -102,8 +102,8 @@ impl ServerSession {
         self.patience.lift();
     }
 
-    /// What to do next.
-    pub(crate) fn poll(&mut self, now: Instant) -> Step<Happening> {
+    /// What to do next. `now` is asked only where something has to be done in time.
+    pub(crate) fn poll(&mut self, now: impl Fn() -> Instant) -> Step<Happening> {
         loop {
             match self.state {
                 State::Greeting => match self.greet() {
@@ -115,7 +115,7 @@ impl ServerSession {
                     Err(_) => self.end(Ending::Denied),
                 },
                 State::Ready => {
-                    if let Some(step) = self.serve(now) {
+                    if let Some(step) = self.serve(&now) {
                         return step;
                     }
                 }
@@ -258,7 +258,7 @@ impl ServerSession {
         Ok(None)
     }
 
-    fn wait_for_hello(&mut self, now: Instant) -> Step<Happening> {
+    fn wait_for_hello(&mut self, now: impl Fn() -> Instant) -> Step<Happening> {
         if self.patience.is_over(now) {
             self.end(Ending::TimedOut);
             return Step::Closed;
@@ -271,7 +271,7 @@ impl ServerSession {
     }
 
     /// The next call, if it has arrived and nothing must be done before it. [`ServerSession::poll`] would report it
-    /// as well, but needs to know what time it is.
+    /// as well, with more to look at.
     #[inline]
     pub(crate) fn next_arrived(&mut self) -> Option<Call> {
         let is_ready = matches!(self.state, State::Ready) && self.leaving.is_none();
@@ -299,7 +299,7 @@ impl ServerSession {
     }
 
     /// One turn of the state `Ready`. `None`: the state has changed, look again.
-    fn serve(&mut self, now: Instant) -> Option<Step<Happening>> {
+    fn serve(&mut self, now: impl Fn() -> Instant) -> Option<Step<Happening>> {
         if let Some(call) = self.next_arrived() {
             return Some(Step::Event(Happening::Call(call)));
         }
@@ -357,9 +357,9 @@ impl ServerSession {
         Ok(None)
     }
 
-    fn wait_for_call(&mut self, now: Instant) -> Option<Step<Happening>> {
+    fn wait_for_call(&mut self, now: impl Fn() -> Instant) -> Option<Step<Happening>> {
         let has_begun = self.inbox.has_unread();
-        let ending = self.patience.wait_for_input(has_begun, &self.limits, now);
+        let ending = self.patience.wait_for_input(has_begun, &self.limits, &now);
         if self.patience.is_over(now) {
             self.end(ending);
             return None;
@@ -371,14 +371,14 @@ impl ServerSession {
     /// as well, behind a look at the clock, which is needed only if that time has an end.
     pub(crate) fn falls_silent(&mut self, now: impl FnOnce() -> Instant) {
         match self.limits.idle_timeout {
-            Some(_) => drop(self.patience.wait_for_input(false, &self.limits, now())),
+            Some(_) => drop(self.patience.wait_for_input(false, &self.limits, now)),
             // What was sent has left: its deadline is nobody's any more.
             None => self.patience.rest(),
         }
     }
 
-    fn flush(&mut self, now: Instant) -> Step<Happening> {
-        self.patience.wait_for_room(&self.limits, now);
+    fn flush(&mut self, now: impl Fn() -> Instant) -> Step<Happening> {
+        self.patience.turn_to_sending();
         if self.patience.is_over(now) {
             self.state = State::Closing(Ending::TimedOut);
             return Step::Closed;
@@ -386,11 +386,16 @@ impl ServerSession {
         Step::Transmit
     }
 
-    /// Output made progress: the write timeout begins anew.
-    pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
+    /// There is no room for what is to be sent: the write timeout begins.
+    pub(crate) fn waits_for_room(&mut self, now: impl FnOnce() -> Instant) {
+        self.patience.wait_for_room(&self.limits, now);
+    }
+
+    /// Output made progress: the write timeout begins anew if some is left.
+    pub(crate) fn transmitted(&mut self, len: usize, now: impl FnOnce() -> Instant) {
         self.outbox.transmitted(len);
-        self.has_left();
-        self.patience.has_sent(&self.limits, now);
+        let all = self.has_left();
+        self.patience.has_sent(all, &self.limits, now);
     }
 
     fn deny(&mut self, denied: Denied, ending: Ending) {

@@ -68,7 +68,7 @@ pub(super) fn null() -> Fd {
 /// Serves a session: doubles numbers, and counts descriptors.
 fn serve(session: &mut ServerSession, now: Instant) -> bool {
     loop {
-        match session.poll(now) {
+        match session.poll(|| now) {
             Step::Event(Happening::Authenticated { fds, .. }) => session.welcome(Welcome {
                 fds,
                 worker: (0, 0),
@@ -246,14 +246,14 @@ fn golden_bytes_of_a_conversation() {
     );
 
     feed(&mut server.inbox, &sent, Vec::new());
-    let Step::Event(Happening::Authenticated { fds: true, .. }) = server.poll(now) else {
+    let Step::Event(Happening::Authenticated { fds: true, .. }) = server.poll(|| now) else {
         panic!()
     };
     server.welcome(Welcome {
         fds: true,
         worker: (0, 0),
     });
-    let Step::Event(Happening::Call(call)) = server.poll(now) else {
+    let Step::Event(Happening::Call(call)) = server.poll(|| now) else {
         panic!()
     };
     assert_eq!(
@@ -264,7 +264,7 @@ fn golden_bytes_of_a_conversation() {
     let hash = codec::encode("hi", &mut reply, &Limits::default()).unwrap();
     slot.fill(&mut reply, hash);
     server.finish(reply);
-    let Step::Transmit = server.poll(now) else {
+    let Step::Transmit = server.poll(|| now) else {
         panic!("welcome and reply leave in one write")
     };
     let sent = server.outbox.transmit().unwrap().slices()[0].to_vec();
@@ -282,9 +282,9 @@ fn golden_bytes_of_a_conversation() {
         "{sent:02x?}"
     );
     let len = server.outbox.queued();
-    server.transmitted(len, now);
+    server.transmitted(len, || now);
     assert!(
-        matches!(server.poll(now), Step::Closed),
+        matches!(server.poll(|| now), Step::Closed),
         "it was the last call"
     );
 }
@@ -308,10 +308,10 @@ fn ends_with(session: &mut ServerSession, now: Instant, limit: Duration) -> Endi
     assert_eq!(session.deadline(), Some(now + limit));
     let almost = now + limit - Duration::from_nanos(1);
     assert!(matches!(
-        session.poll(almost),
+        session.poll(|| almost),
         Step::Receive | Step::Transmit
     ));
-    assert!(matches!(session.poll(now + limit), Step::Closed));
+    assert!(matches!(session.poll(|| now + limit), Step::Closed));
     session.ending().cloned().unwrap()
 }
 
@@ -330,10 +330,10 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
     let step = Duration::from_millis(300);
 
     let mut silent = server_with(limits.clone(), now);
-    assert!(matches!(silent.poll(now), Step::Receive));
+    assert!(matches!(silent.poll(|| now), Step::Receive));
     feed(&mut silent.inbox, &hello[..10], Vec::new());
     assert!(
-        matches!(silent.poll(now + step), Step::Receive),
+        matches!(silent.poll(|| now + step), Step::Receive),
         "a byte does not move the deadline"
     );
     assert_eq!(
@@ -347,8 +347,8 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
         assert!(serve(&mut session, now));
         let len = session.outbox.queued();
         assert_eq!(len, 24);
-        session.transmitted(len, now);
-        assert!(matches!(session.poll(now), Step::Receive));
+        session.transmitted(len, || now);
+        assert!(matches!(session.poll(|| now), Step::Receive));
         session
     };
     assert_eq!(
@@ -358,9 +358,9 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
 
     let mut half = welcomed();
     feed(&mut half.inbox, &[4, 0], Vec::new());
-    assert!(matches!(half.poll(now + step), Step::Receive));
+    assert!(matches!(half.poll(|| now + step), Step::Receive));
     feed(&mut half.inbox, &[0, 0], Vec::new());
-    assert!(matches!(half.poll(now + 2 * step), Step::Receive));
+    assert!(matches!(half.poll(|| now + 2 * step), Step::Receive));
     assert_eq!(
         ends_with(&mut half, now + step, limits.frame_timeout),
         Ending::TimedOut
@@ -374,9 +374,9 @@ fn deadlines_are_absolute_and_belong_to_their_states() {
     send(&mut call, 1, "double", &1_u64);
     carry(&mut call.outbox, &mut unread.inbox, 1000);
     assert!(serve(&mut unread, now + step));
-    unread.transmitted(1, now + 2 * step);
+    unread.transmitted(1, || now + 2 * step);
     assert!(
-        matches!(unread.poll(now + 2 * step), Step::Transmit),
+        matches!(unread.poll(|| now + 2 * step), Step::Transmit),
         "progress moves this one"
     );
     assert_eq!(
@@ -392,21 +392,21 @@ fn a_drain_refuses_what_has_not_begun_and_then_ends() {
     send(&mut client, 1, "double", &1_u64);
     send(&mut client, 2, "double", &2_u64);
     carry(&mut client.outbox, &mut server.inbox, 1000);
-    let Step::Event(Happening::Authenticated { .. }) = server.poll(now) else {
+    let Step::Event(Happening::Authenticated { .. }) = server.poll(|| now) else {
         panic!()
     };
     server.welcome(Welcome {
         fds: true,
         worker: (0, 0),
     });
-    let Step::Event(Happening::Call(call)) = server.poll(now) else {
+    let Step::Event(Happening::Call(call)) = server.poll(|| now) else {
         panic!()
     };
     server.drain();
     server.finish(ErrorBody::new(Class::Fault, vec![]).write(call.id));
     server.inbox.received(0, Vec::new());
     let mut classes = Vec::new();
-    while !matches!(server.poll(now), Step::Closed) {
+    while !matches!(server.poll(|| now), Step::Closed) {
         carry(&mut server.outbox, &mut client.inbox, 1000);
         while let Some(answer) = client.next_answer().unwrap() {
             if let Answer::Call(id, Err(body)) = answer {
@@ -423,7 +423,7 @@ fn a_greeting_is_refused_while_draining() {
     let now = Instant::now();
     let mut server = server(now);
     server.drain();
-    assert!(matches!(server.poll(now), Step::Transmit));
+    assert!(matches!(server.poll(|| now), Step::Transmit));
     let bytes = server.outbox.transmit().unwrap().slices()[0].to_vec();
     assert_eq!(bytes, Denied::Stopping.write().seal(100, 0).unwrap().buf);
 }

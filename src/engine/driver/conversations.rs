@@ -106,7 +106,7 @@ impl Driver {
         };
         match wants {
             Wants::Deliver => self.deliver(),
-            Wants::Transmit => match self.transmit(false, now) {
+            Wants::Transmit => match self.transmit(false) {
                 Turn::Waits(_) => {
                     if let Some(conversation) = self.talk.conversation_mut() {
                         conversation.set_blocked(true);

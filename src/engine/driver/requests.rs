@@ -32,7 +32,7 @@ impl Driver {
                 Turn::Moved
             }
             Step::Event(Happening::Request { name, args }) => Turn::Request(Request { name, args }),
-            Step::Transmit => self.transmit(sleep, now),
+            Step::Transmit => self.transmit(sleep),
             Step::Receive => self.receive(sleep),
             Step::Closed => self.is_over(),
         }

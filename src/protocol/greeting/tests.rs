@@ -22,7 +22,7 @@ fn golden_bytes_of_a_greeting_with_workers() {
     ];
     assert_eq!(sent, hello.concat(), "{sent:02x?}");
     feed(&mut server.inbox, &sent, Vec::new());
-    let Step::Event(Happening::Authenticated { fds: true, tag }) = server.poll(now) else {
+    let Step::Event(Happening::Authenticated { fds: true, tag }) = server.poll(|| now) else {
         panic!("the password is behind the tag")
     };
     assert_eq!(tag, 0x0102_0304_0506_0708);
@@ -48,7 +48,7 @@ fn a_hello_that_ends_within_its_tag_is_no_hello() {
         let head = [1, 0, 0, 0, 0, 0, 0, 0, 8 + len, 0, 0, 0];
         let hello = [&head[..], b"FKSV\x01\x00\x04\x00", &[9; 8][..len.into()]].concat();
         feed(&mut server.inbox, &hello, Vec::new());
-        assert!(matches!(server.poll(now), Step::Closed), "{len}");
+        assert!(matches!(server.poll(|| now), Step::Closed), "{len}");
         assert_eq!(server.ending(), Some(&Ending::Denied));
     }
 }

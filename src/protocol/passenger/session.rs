@@ -121,7 +121,8 @@ impl PassengerSession {
     /// Output made progress: the write timeout begins anew.
     pub(crate) fn transmitted(&mut self, len: usize, now: Instant) {
         self.outbox.transmitted(len);
-        self.patience.has_sent(&self.limits, now);
+        let all = self.outbox.queued() == 0;
+        self.patience.has_sent(all, &self.limits, || now);
     }
 
     /// One turn of the state `Greeting`. `None`: the state has changed, look again.
@@ -161,7 +162,9 @@ impl PassengerSession {
             Ok(Front::Partial(least)) => {
                 self.inbox.expect(least);
                 let has_begun = self.inbox.has_unread();
-                let late = self.patience.wait_for_input(has_begun, &self.limits, now);
+                let late = self
+                    .patience
+                    .wait_for_input(has_begun, &self.limits, || now);
                 self.receive(now, late, Ending::Finished)
             }
             Err(TooLong { size, limit }) => {
@@ -192,7 +195,7 @@ impl PassengerSession {
     fn receive(&mut self, now: Instant, late: Ending, eof: Ending) -> Option<Step<Happening>> {
         if self.inbox.is_at_end() {
             self.end(eof);
-        } else if self.patience.is_over(now) {
+        } else if self.patience.is_over(|| now) {
             self.end(late);
         } else {
             return Some(Step::Receive);
@@ -201,8 +204,8 @@ impl PassengerSession {
     }
 
     fn flush(&mut self, now: Instant) -> Step<Happening> {
-        self.patience.wait_for_room(&self.limits, now);
-        if self.patience.is_over(now) {
+        self.patience.wait_for_room(&self.limits, || now);
+        if self.patience.is_over(|| now) {
             self.end(Ending::TimedOut);
             return Step::Closed;
         }

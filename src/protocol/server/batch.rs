@@ -37,13 +37,14 @@ impl ServerSession {
             && room >= HEADER_LEN + self.limits.max_frame
     }
 
-    /// Some of what was queued may have left.
-    pub(super) fn has_left(&mut self) {
+    /// Some of what was queued may have left. `true`: all of it.
+    pub(super) fn has_left(&mut self) -> bool {
         let queued = self.outbox.queued();
         self.is_pressed &= queued > self.limits.low_watermark;
         if queued == 0 {
             (self.held, self.is_urgent) = (0, false);
         }
+        queued == 0
     }
 }
 
@@ -69,7 +70,7 @@ mod tests {
         (1..=calls).for_each(|id| send(&mut client, id, "double", &1_u64));
         carry(&mut client.outbox, &mut server.inbox, 1 << 20);
         loop {
-            match server.poll(now) {
+            match server.poll(|| now) {
                 Step::Event(Happening::Authenticated { fds, .. }) => server.welcome(Welcome {
                     fds,
                     worker: (0, 0),
@@ -105,12 +106,15 @@ mod tests {
         assert_eq!(pressed.outbox.queued(), welcome + 600, "one above the mark");
         assert!(pressed.is_pressed());
         let now = Instant::now();
-        pressed.transmitted(welcome + 499, now);
+        pressed.transmitted(welcome + 499, || now);
         assert!(pressed.is_pressed());
-        assert!(matches!(pressed.poll(now), Step::Transmit));
-        pressed.transmitted(1, now);
+        assert!(matches!(pressed.poll(|| now), Step::Transmit));
+        pressed.transmitted(1, || now);
         assert!(!pressed.is_pressed(), "no more than the lower mark is left");
-        assert!(matches!(pressed.poll(now), Step::Event(Happening::Call(_))));
+        assert!(matches!(
+            pressed.poll(|| now),
+            Step::Event(Happening::Call(_))
+        ));
 
         limits = Limits::default();
         limits.max_queued = limits.max_frame;
@@ -162,7 +166,7 @@ mod tests {
                 send(&mut client, id, "double", &1_u64);
                 while carry(&mut client.outbox, &mut server.inbox, 1 << 20) > 0 {}
             }
-            match server.poll(now) {
+            match server.poll(|| now) {
                 Step::Event(Happening::Authenticated { fds, .. }) => server.welcome(Welcome {
                     fds,
                     worker: (0, 0),
@@ -179,7 +183,7 @@ mod tests {
                 Step::Transmit => {
                     let len = random.random_range(1..=server.outbox.queued());
                     let was_pressed = server.is_pressed();
-                    server.transmitted(len, now);
+                    server.transmitted(len, || now);
                     events.extend((was_pressed && !server.is_pressed()).then_some("low"));
                 }
                 Step::Receive => {}
@@ -210,11 +214,7 @@ mod tests {
     #[test]
     fn as_much_may_be_queued_as_the_limit_and_not_one_byte_more() {
         let limit = 1000;
-        let mut outbox = Outbox::new(Bounds {
-            max_frame: 1 << 20,
-            max_fds: 0,
-            max_queued: limit,
-        });
+        let mut outbox = Outbox::new(Bounds::new(1 << 20, 0, limit));
         let frame = |len| {
             let (mut frame, slot) = write_reply(1);
             slot.give_up(&mut frame);
