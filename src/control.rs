@@ -268,8 +268,8 @@ impl ControlLine {
             Some(frame) => EncodedValue::read(frame),
             None => Err(ProtocolError::Malformed("control message")),
         });
-        let value = value.map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
-        let value = codec::decode(value, &Limits::default());
+        let mut value = value.map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
+        let value = codec::decode(&mut value, &Limits::default());
         value
             .map(Some)
             .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))

@@ -142,12 +142,14 @@ impl<A: DeserializeOwned> sealed::AnyEntry for Entry<A> {
         let refused = |text: String, in_hook| {
             sealed::Refused(Failure::new(format!("entry {}", self.name), text, in_hook))
         };
-        let args = codec::decode(arguments.0, &Limits::default())
+        let mut arguments = arguments.0;
+        let args = codec::decode(&mut arguments, &Limits::default())
             .map_err(|reason| refused(format!("its arguments: {reason}"), false))?;
         match panics::catch(|| (self.make)(args)) {
             Ok(Ok(server)) => Ok(server),
             Ok(Err(fault)) => Err(refused(fault.text(), true)),
-            Err(Panicked { message, location }) => {
+            Err(panicked) => {
+                let Panicked { message, location } = *panicked;
                 Err(refused(format!("panicked at {location}: {message}"), true))
             }
         }

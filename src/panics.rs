@@ -24,7 +24,7 @@ thread_local! {
 /// Runs `code`, and says what it said if it panics.
 // Inlined, so that what `code` gives is not copied once more.
 #[inline]
-pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
+pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Box<Panicked>> {
     install();
     WATCHED.with_borrow_mut(|watched| watched.0 += 1);
     let result = catch_unwind(AssertUnwindSafe(code));
@@ -41,7 +41,7 @@ pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(payload);
         }
-        Panicked { message, location }
+        Box::new(Panicked { message, location })
     })
 }
 

@@ -51,9 +51,10 @@ enum Failure {
 pub(crate) enum Outcome {
     Answer(Outgoing),
     /// A stream is to be opened and handed to this, in a thread of its own.
-    Stream(StreamTask),
+    // What is rare is boxed: what is frequent is handed on in registers then.
+    Stream(Box<StreamTask>),
     /// A stream is to be opened and served by this, which has that name.
-    Events(Arc<str>, Box<dyn EventHandler>),
+    Events(Box<(Arc<str>, Box<dyn EventHandler>)>),
 }
 
 /// A stream's handler with its arguments. See [`end_of_stream`] for what it returns.
@@ -72,9 +73,9 @@ pub(crate) type RunStream = Box<dyn FnOnce(&mut Context, Channel) -> Result<(), 
 pub(crate) type RunMessages =
     Box<dyn FnOnce(&mut Context, MessageChannel) -> Result<(), Fault> + Send>;
 
-type Handler = dyn Fn(&mut Context, &mut Call, &Limits) -> Outgoing + Send + Sync;
-type StreamHandler = dyn Fn(&mut Call, &Limits) -> Result<RunStream, Failure> + Send + Sync;
-type EventMaker = dyn Fn(&mut Context, &mut Call, &Limits) -> Result<Box<dyn EventHandler>, Failure>
+type Handler = dyn Fn(&mut Context, &mut Call<'_>, &Limits) -> Outgoing + Send + Sync;
+type StreamHandler = dyn Fn(&mut Call<'_>, &Limits) -> Result<RunStream, Failure> + Send + Sync;
+type EventMaker = dyn Fn(&mut Context, &mut Call<'_>, &Limits) -> Result<Box<dyn EventHandler>, Failure>
     + Send
     + Sync;
 type Fallback = dyn Fn(&mut Context, &str, Raw) -> Result<Raw, Fault> + Send + Sync;
@@ -133,7 +134,7 @@ impl Service {
         A: DeserializeOwned,
         R: Serialize,
     {
-        let run = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+        let run = move |context: &mut Context, call: &mut Call<'_>, limits: &Limits| {
             let args = decode_arguments(call, limits)?;
             let result = handler(context, args).map_err(Failure::Fault)?;
             let (mut reply, slot) = write_reply(call.id);
@@ -141,7 +142,7 @@ impl Service {
             slot.fill(&mut reply, hash);
             Ok(reply)
         };
-        let erased = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+        let erased = move |context: &mut Context, call: &mut Call<'_>, limits: &Limits| {
             run(context, call, limits).unwrap_or_else(|failure: Failure| failure.answer(call.id))
         };
         self.insert(name, Entry::Call(Arc::new(erased)));
@@ -155,7 +156,7 @@ impl Service {
         A: DeserializeOwned + Send + 'static,
     {
         let handler = Arc::new(handler);
-        let erased = move |call: &mut Call, limits: &Limits| {
+        let erased = move |call: &mut Call<'_>, limits: &Limits| {
             let args = decode_arguments::<A>(call, limits)?;
             let handler = Arc::clone(&handler);
             let task =
@@ -173,7 +174,7 @@ impl Service {
         A: DeserializeOwned,
         H: EventHandler,
     {
-        let erased = move |context: &mut Context, call: &mut Call, limits: &Limits| {
+        let erased = move |context: &mut Context, call: &mut Call<'_>, limits: &Limits| {
             let args = decode_arguments::<A>(call, limits)?;
             let handler = make(context, args).map_err(Failure::Fault)?;
             Ok(Box::new(handler) as Box<dyn EventHandler>)
@@ -257,7 +258,7 @@ impl Service {
     pub(crate) fn answer(
         &self,
         context: &mut Context,
-        call: &mut Call,
+        call: &mut Call<'_>,
         scope: &Scope<'_>,
     ) -> Outcome {
         let id = call.id;
@@ -299,7 +300,7 @@ impl Service {
             Err(panicked) => {
                 let (session, control) = (Some(context.session_id()), context.control());
                 control.observer().panicked(session, &name, &panicked);
-                Outcome::Answer(ErrorBody::from(panicked).write(id))
+                Outcome::Answer(ErrorBody::from(*panicked).write(id))
             }
         };
         match pass {
@@ -312,14 +313,14 @@ impl Service {
         &self,
         name: &str,
         context: &mut Context,
-        call: &mut Call,
+        call: &mut Call<'_>,
         scope: &Scope<'_>,
     ) -> Outcome {
         let (id, fallback) = match &self.fallback {
             Some(fallback) if !call.stream && scope.admits(name) => (call.id, fallback),
             _ => return Outcome::Answer(self.unknown(name, scope).write(call.id)),
         };
-        let raw = Raw::received(call.take_value(), scope.limits.clone());
+        let raw = Raw::received(call.take_value().into_owned(), scope.limits.clone());
         Outcome::Answer(match fallback(context, name, raw) {
             Ok(result) => result.into_reply(id),
             Err(fault) => Failure::Fault(fault).answer(id),
@@ -358,7 +359,7 @@ impl Entry {
         &self,
         name: &Arc<str>,
         context: &mut Context,
-        call: &mut Call,
+        call: &mut Call<'_>,
         limits: &Limits,
     ) -> Outcome {
         Outcome::Answer(match (self, call.stream) {
@@ -366,12 +367,14 @@ impl Entry {
             (Entry::Stream(handler), true) => match handler(call, limits) {
                 Ok(run) => {
                     let (name, run) = (Arc::clone(name), Run::Stream(run));
-                    return Outcome::Stream(StreamTask { name, run });
+                    return Outcome::Stream(Box::new(StreamTask { name, run }));
                 }
                 Err(failure) => failure.answer(call.id),
             },
             (Entry::Events(make), true) => match make(context, call, limits) {
-                Ok(handler) => return Outcome::Events(Arc::clone(name), handler),
+                Ok(handler) => {
+                    return Outcome::Events(Box::new((Arc::clone(name), handler)));
+                }
                 Err(failure) => failure.answer(call.id),
             },
             (_, asked_for_stream) => ErrorBody::wrong_form(!asked_for_stream).write(call.id),
@@ -379,7 +382,10 @@ impl Entry {
     }
 }
 
-fn decode_arguments<A: DeserializeOwned>(call: &mut Call, limits: &Limits) -> Result<A, Failure> {
+fn decode_arguments<A: DeserializeOwned>(
+    call: &mut Call<'_>,
+    limits: &Limits,
+) -> Result<A, Failure> {
     codec::decode(call.take_value(), limits).map_err(|reason| {
         Failure::Mismatch(format!(
             "{reason} (the handler takes {})",
@@ -389,7 +395,7 @@ fn decode_arguments<A: DeserializeOwned>(call: &mut Call, limits: &Limits) -> Re
 }
 
 /// The answer to the call whose stream a handler has had.
-pub(crate) fn end_of_stream(id: u32, result: Result<Result<(), Fault>, Panicked>) -> Outgoing {
+pub(crate) fn end_of_stream(id: u32, result: Result<Result<(), Fault>, Box<Panicked>>) -> Outgoing {
     match result {
         Ok(Ok(())) => {
             let (mut reply, slot) = write_reply(id);
@@ -401,7 +407,7 @@ pub(crate) fn end_of_stream(id: u32, result: Result<Result<(), Fault>, Panicked>
             reply
         }
         Ok(Err(fault)) => Failure::Fault(fault).answer(id),
-        Err(panicked) => ErrorBody::from(panicked).write(id),
+        Err(panicked) => ErrorBody::from(*panicked).write(id),
     }
 }
 

@@ -59,8 +59,8 @@ impl<E: End> ReceiveHalf<E> {
         self.check()?;
         let deadline = self.deadline();
         match self.next(deadline)? {
-            Incoming::Item(value) => {
-                let item = codec::decode(value, &self.limits).map_err(|reason| {
+            Incoming::Item(mut value) => {
+                let item = codec::decode(&mut value, &self.limits).map_err(|reason| {
                     let expected = std::any::type_name::<T>();
                     StreamError::TypeMismatch(format!("{reason} (the receiver expects {expected})"))
                 })?;

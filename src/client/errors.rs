@@ -30,6 +30,17 @@ pub(super) fn not_sent(err: CallError) -> CallError {
     }
 }
 
+/// A result that is not of the caller's types.
+#[cold]
+pub(super) fn mismatch<R>(name: &str, reason: &str) -> CallError {
+    let expected = std::any::type_name::<R>();
+    CallError::TypeMismatch {
+        what: format!("the results of {name:?}"),
+        reason: format!("{reason} (the caller expects {expected})"),
+        delivery: Delivery::Executed,
+    }
+}
+
 /// An answer that is no value, in the caller's words.
 pub(super) fn not_a_value(name: &str, body: ErrorBody, timeout: Option<Duration>) -> CallError {
     if body.class == Class::Fault {

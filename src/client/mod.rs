@@ -13,7 +13,7 @@ mod workers;
 
 pub use self::pending::Pending;
 
-use self::pending::{BegunCalls, RawAnswer};
+use self::pending::{Answered, BegunCalls, Kept};
 
 use crate::address::Address;
 use crate::connection::Connection;
@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::password::Password;
 use crate::protocol::client::ClientSession;
 use crate::protocol::codec;
-use crate::protocol::message::{Form, write_call};
+use crate::protocol::message::{ErrorBody, Form, write_call};
 use crate::service::MAX_NAME;
 use crate::sys::process;
 use crate::wait::Wait;
@@ -162,7 +162,7 @@ impl Client {
         let _ = self.session.say_hello(true);
         while !self.session.is_welcome() {
             match self.step(deadline) {
-                Ok(Some((id, answer))) => self.begun.keep(id, answer),
+                Ok(Some(answered)) => self.keep(answered),
                 Ok(None) => {}
                 Err(CallError::Denied(reason)) => return Err(ConnectError::Denied(reason)),
                 Err(CallError::Stopping) => return Err(ConnectError::Stopping),
@@ -207,11 +207,11 @@ impl Client {
         let deadline = self.deadline();
         loop {
             let sent = self.send(name, args, form);
-            let answer = match sent.and_then(|id| self.wait(id, deadline)) {
+            let failure = match sent.and_then(|id| self.wait(id, deadline)) {
                 Err(err) if self.turns_elsewhere(&err, &mut turns) => continue,
-                answer => answer?,
+                answered => answered?,
             };
-            match self.result(name, answer) {
+            match self.result(name, failure) {
                 Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
                 result => return result,
             }
@@ -319,14 +319,16 @@ impl Client {
         }
     }
 
-    /// Waits for the answer to a call.
-    // Or else each answer is copied twice; see `Inbox::next_frame`.
-    #[inline(always)]
-    fn wait(&mut self, id: u32, deadline: Option<Instant>) -> Result<RawAnswer, CallError> {
+    /// Waits for the answer to a call, which has a value, or says why it has none.
+    fn wait(
+        &mut self,
+        id: u32,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Box<ErrorBody>>, CallError> {
         loop {
             match self.step(deadline) {
-                Ok(Some((answered, answer))) if answered == id => return Ok(answer),
-                Ok(Some((other, answer))) => self.begun.keep(other, answer),
+                Ok(Some(answered)) if answered.id == id => return Ok(answered.failure),
+                Ok(Some(other)) => self.keep(other),
                 Ok(None) => {}
                 Err(err) => {
                     let err = self.with_delivery(err, id);
@@ -360,16 +362,34 @@ impl Client {
         }
     }
 
-    fn result<R: DeserializeOwned>(&self, name: &str, answer: RawAnswer) -> Result<R, CallError> {
-        let value = answer.map_err(|body| errors::not_a_value(name, body, self.timeout))?;
-        codec::decode(value, &self.limits).map_err(|reason| CallError::TypeMismatch {
-            what: format!("the results of {name:?}"),
-            reason: format!(
-                "{reason} (the caller expects {})",
-                std::any::type_name::<R>()
-            ),
-            delivery: Delivery::Executed,
-        })
+    /// Keeps the answer that has just come for whoever will ask for it.
+    fn keep(&mut self, answered: Answered) {
+        let answer = match answered.failure {
+            None => Ok(self.session.value().into_owned()),
+            Some(body) => Err(body),
+        };
+        self.begun.keep(answered.id, answer);
+    }
+
+    /// The answer that has just come.
+    fn result<R: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        failure: Option<Box<ErrorBody>>,
+    ) -> Result<R, CallError> {
+        if let Some(body) = failure {
+            return Err(errors::not_a_value(name, *body, self.timeout));
+        }
+        let result = codec::decode(self.session.value(), &self.limits);
+        self.session.inbox.close();
+        result.map_err(|reason| errors::mismatch::<R>(name, &reason))
+    }
+
+    /// An answer that came earlier.
+    fn kept_result<R: DeserializeOwned>(&self, name: &str, kept: Kept) -> Result<R, CallError> {
+        let mut value = kept.map_err(|body| errors::not_a_value(name, *body, self.timeout))?;
+        codec::decode(&mut value, &self.limits)
+            .map_err(|reason| errors::mismatch::<R>(name, &reason))
     }
 }
 

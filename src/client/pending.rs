@@ -9,8 +9,14 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// An answer that has not been decoded.
-pub(super) type RawAnswer = Result<EncodedValue, ErrorBody>;
+/// That a call has been answered, and why it has no value if it has none.
+pub(super) struct Answered {
+    pub(super) id: u32,
+    pub(super) failure: Option<Box<ErrorBody>>,
+}
+
+/// An answer that is kept until somebody asks for it.
+pub(super) type Kept = Result<EncodedValue, Box<ErrorBody>>;
 
 /// A call that has been begun; [`Client::finish`](super::Client::finish) gets its result. Dropped, the result is
 /// not wanted any more.
@@ -20,11 +26,18 @@ pub struct Pending<R> {
     pub(super) id: u32,
     /// When the client gives it up.
     pub(super) deadline: Option<Instant>,
-    name: Arc<str>,
-    /// The client's: there its id goes when it is dropped.
-    dropped: Arc<Dropped>,
+    /// The client's, and shared with its other calls of that name.
+    asked: Arc<Asked>,
     is_finished: bool,
     result: PhantomData<fn() -> R>,
+}
+
+/// What calls of the same name have in common.
+#[derive(Debug)]
+struct Asked {
+    name: Box<str>,
+    /// There its id goes when one is dropped.
+    dropped: Arc<Dropped>,
 }
 
 /// Ids of calls that nobody waits for any more, as their client will learn.
@@ -34,44 +47,49 @@ type Dropped = Mutex<Vec<u32>>;
 #[derive(Debug, Default)]
 pub(super) struct BegunCalls {
     /// Answers that came before somebody asked for them.
-    kept: HashMap<u32, RawAnswer>,
+    kept: HashMap<u32, Kept>,
     /// Calls whose answers nobody waits for, and which have not come.
     given_up: HashSet<u32>,
     dropped: Arc<Dropped>,
-    /// The last name; the next is mostly the same.
-    name: Option<Arc<str>>,
+    /// How many can still be asked for, as far as it is known.
+    count: usize,
+    /// With the last name; the next is mostly the same.
+    asked: Option<Arc<Asked>>,
 }
 
 impl BegunCalls {
     pub(super) fn add<R>(&mut self, id: u32, name: &str, deadline: Option<Instant>) -> Pending<R> {
-        let name = match &self.name {
-            Some(last) if **last == *name => Arc::clone(last),
-            _ => Arc::clone(self.name.insert(name.into())),
+        let asked = match &self.asked {
+            Some(asked) if *asked.name == *name => asked,
+            _ => self.asked.insert(Arc::new(Asked {
+                name: name.into(),
+                dropped: Arc::clone(&self.dropped),
+            })),
         };
+        self.count += 1;
         Pending {
             id,
             deadline,
-            name,
-            dropped: Arc::clone(&self.dropped),
+            asked: Arc::clone(asked),
             is_finished: false,
             result: PhantomData,
         }
     }
 
     /// Whether somebody may still ask for an answer.
-    pub(super) fn has_askers(&self) -> bool {
-        Arc::strong_count(&self.dropped) > 1
+    pub(super) fn has_askers(&mut self) -> bool {
+        self.hear_of_dropped();
+        self.count > 0
     }
 
     /// Keeps an answer for whoever will ask for it, if anybody can. A server that answers what was not asked cannot
     /// have more kept than there are calls to ask for.
-    pub(super) fn keep(&mut self, id: u32, answer: RawAnswer) {
+    pub(super) fn keep(&mut self, id: u32, answer: Kept) {
         self.hear_of_dropped();
-        let askers = Arc::strong_count(&self.dropped) - 1;
-        if askers == 0 {
+        if self.count == 0 {
             self.kept.clear();
         }
-        if !self.given_up.remove(&id) && self.kept.len() < askers {
+        if !self.given_up.remove(&id) && self.kept.len() < self.count {
             self.kept.insert(id, answer);
         }
     }
@@ -82,10 +100,11 @@ impl BegunCalls {
     }
 
     /// The answer to a call, if it has come. `None`: the call is not this client's.
-    pub(super) fn take<R>(&mut self, pending: &Pending<R>) -> Option<Option<RawAnswer>> {
-        if !Arc::ptr_eq(&self.dropped, &pending.dropped) {
+    pub(super) fn take<R>(&mut self, pending: &Pending<R>) -> Option<Option<Kept>> {
+        if !Arc::ptr_eq(&self.dropped, &pending.asked.dropped) {
             return None;
         }
+        self.count -= 1;
         Some(match self.kept.is_empty() {
             true => None,
             false => self.kept.remove(&pending.id),
@@ -100,6 +119,7 @@ impl BegunCalls {
     fn hear_of_dropped(&mut self) {
         let mut dropped = lock(&self.dropped);
         for id in dropped.drain(..) {
+            self.count -= 1;
             if self.kept.remove(&id).is_none() {
                 self.given_up.insert(id);
             }
@@ -109,7 +129,7 @@ impl BegunCalls {
 
 impl<R> Pending<R> {
     pub(super) fn name(&self) -> &str {
-        &self.name
+        &self.asked.name
     }
 
     /// Its answer has been received, or none will come.
@@ -121,7 +141,7 @@ impl<R> Pending<R> {
 impl<R> Drop for Pending<R> {
     fn drop(&mut self) {
         if !self.is_finished {
-            lock(&self.dropped).push(self.id);
+            lock(&self.asked.dropped).push(self.id);
         }
     }
 }

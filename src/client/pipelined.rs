@@ -8,6 +8,7 @@ use crate::error::CallError;
 use crate::protocol::message::Form;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::time::Instant;
 
 /// Calls that are begun while others are under way are gathered up to this size before they leave.
 const GATHERED: usize = 16 << 10;
@@ -29,28 +30,33 @@ impl Client {
         loop {
             match self.begin_once(name, args) {
                 Err(err) if self.turns_elsewhere(&err, &mut turns) => {}
-                begun => return begun,
+                begun => {
+                    let (id, deadline) = begun?;
+                    return Ok(self.begun.add(id, name, deadline));
+                }
             }
         }
     }
 
-    fn begin_once<A, R>(&mut self, name: &str, args: &A) -> Result<Pending<R>, CallError>
-    where
-        A: Serialize + ?Sized,
-    {
+    /// Sends a call. Returns its id, and when it is given up.
+    fn begin_once<A: Serialize + ?Sized>(
+        &mut self,
+        name: &str,
+        args: &A,
+    ) -> Result<(u32, Option<Instant>), CallError> {
         let idle = self.in_flight == 0;
         let id = self.send(name, args, Form::Call)?;
-        let mut pending = self.begun.add(id, name, self.deadline());
+        let deadline = self.deadline();
         if idle || self.session.outbox.queued() > GATHERED {
             if let Err(err) = self.flush() {
                 let err = self.with_delivery(err, id);
-                if !is_answered_late(&err) {
-                    pending.finished();
+                if is_answered_late(&err) {
+                    self.begun.give_up(id);
                 }
                 return Err(err);
             }
         }
-        Ok(pending)
+        Ok((id, deadline))
     }
 
     /// Waits for the result of a call that was begun. The timeout counts from when it was.
@@ -60,11 +66,13 @@ impl Client {
     pub fn finish<R: DeserializeOwned>(&mut self, mut pending: Pending<R>) -> Result<R, CallError> {
         let kept = self.begun.take(&pending).ok_or(CallError::NoSuchCall)?;
         pending.finished();
-        let answer = match kept {
-            Some(answer) => answer,
-            None => self.wait(pending.id, pending.deadline)?,
-        };
-        self.result(pending.name(), answer)
+        match kept {
+            Some(kept) => self.kept_result(pending.name(), kept),
+            None => {
+                let failure = self.wait(pending.id, pending.deadline)?;
+                self.result(pending.name(), failure)
+            }
+        }
     }
 
     /// Sends what has been begun and gathered.
@@ -75,8 +83,8 @@ impl Client {
         self.check()?;
         let deadline = self.deadline();
         while (self.session.outbox.queued() > 0 || self.session.holds_calls()) && !self.deaf {
-            if let Some((id, answer)) = self.step(deadline)? {
-                self.begun.keep(id, answer);
+            if let Some(answered) = self.step(deadline)? {
+                self.keep(answered);
             }
         }
         Ok(())
@@ -87,7 +95,7 @@ impl Client {
         let deadline = self.deadline();
         while self.in_flight >= self.limits.max_in_flight.max(1) {
             match self.step(deadline) {
-                Ok(Some((id, answer))) => self.begun.keep(id, answer),
+                Ok(Some(answered)) => self.keep(answered),
                 Ok(None) => {}
                 Err(err) => return Err(errors::not_sent(err)),
             }

@@ -45,13 +45,13 @@ impl Client {
         let deadline = self.deadline();
         while self.opened != Some(id) {
             match self.step(deadline) {
-                Ok(Some((answered, Err(body)))) if answered == id => {
-                    return Err(super::errors::not_a_value(name, body, self.timeout));
+                Ok(Some(answered)) if answered.id == id => {
+                    return Err(match answered.failure {
+                        Some(body) => super::errors::not_a_value(name, *body, self.timeout),
+                        None => CallError::Protocol("a stream was answered unopened".into()),
+                    });
                 }
-                Ok(Some((answered, Ok(_)))) if answered == id => {
-                    return Err(CallError::Protocol("a stream was answered unopened".into()));
-                }
-                Ok(Some((other, answer))) => self.begun.keep(other, answer),
+                Ok(Some(other)) => self.keep(other),
                 Ok(None) => {}
                 Err(err) => return Err(self.with_delivery(err, id)),
             }

@@ -2,13 +2,13 @@
 //!
 //! Invariant: the four-armed `match` over a session's steps. A connection that broke is never used again.
 
-use super::pending::RawAnswer;
+use super::pending::Answered;
 use super::{Client, errors};
 use crate::connection::{ReceiveError, is_gone, is_timeout};
 use crate::error::{CallError, Delivery};
 use crate::protocol::Step;
 use crate::protocol::client::Answer;
-use crate::protocol::message::{Class, ErrorBody};
+use crate::protocol::message::Class;
 use crate::sys::poll;
 use crate::sys::rights::Rights;
 use std::io;
@@ -21,22 +21,20 @@ impl Client {
     pub(super) fn step(
         &mut self,
         deadline: Option<Instant>,
-    ) -> Result<Option<(u32, RawAnswer)>, CallError> {
+    ) -> Result<Option<Answered>, CallError> {
         match self.session.poll() {
-            Ok(Step::Event(Answer::Call(
-                _,
-                Err(ErrorBody {
-                    class: Class::Protocol,
-                    texts,
-                    ..
-                }),
-            ))) => {
-                self.broken = true;
-                Err(CallError::Protocol(texts.join(": ")))
-            }
-            Ok(Step::Event(Answer::Call(id, answer))) => {
+            Ok(Step::Event(Answer::Value(id))) => {
                 self.in_flight = self.in_flight.saturating_sub(1);
-                Ok(Some((id, answer)))
+                Ok(Some(Answered { id, failure: None }))
+            }
+            Ok(Step::Event(Answer::Failed(_, body))) if body.class == Class::Protocol => {
+                self.broken = true;
+                Err(CallError::Protocol(body.texts.join(": ")))
+            }
+            Ok(Step::Event(Answer::Failed(id, body))) => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                let failure = Some(body);
+                Ok(Some(Answered { id, failure }))
             }
             Ok(Step::Event(Answer::Opened(id))) => {
                 self.opened = Some(id);

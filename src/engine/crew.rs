@@ -129,7 +129,8 @@ impl Crew {
 
     /// There is something for the watchdog to see. `true`: it sleeps and must be woken.
     pub(super) fn wake_watchdog(&self) -> bool {
-        !self.watched.swap(true, Ordering::SeqCst)
+        // Most times it does not, and to look is cheaper.
+        !self.watched.load(Ordering::SeqCst) && !self.watched.swap(true, Ordering::SeqCst)
     }
 
     /// The event is over. `false`: the lead was given away, or taken, meanwhile.

@@ -18,7 +18,6 @@ use crate::event::Event;
 use crate::listener::Wire;
 use crate::panics;
 use crate::protocol::Step;
-use crate::protocol::message::Call;
 use crate::protocol::passenger::session::PassengerSession;
 use crate::protocol::server::{Happening, ServerSession};
 use crate::session::Conversation;
@@ -61,7 +60,7 @@ pub(super) enum Turn {
     /// Something has moved.
     Moved,
     /// A call is to be answered with [`Driver::answer`].
-    Call(Call),
+    Call,
     /// A request in Passenger's format is to be answered with [`Driver::answer_request`].
     Request(Request),
     /// A callback has been called.
@@ -226,8 +225,8 @@ impl Driver {
             return self.turn_of_others(sleep);
         };
         match session.next_arrived() {
-            Some(call) => Turn::Call(call),
-            None => self.step(sleep),
+            true => Turn::Call,
+            false => self.step(sleep),
         }
     }
 
@@ -253,7 +252,7 @@ impl Driver {
                 self.welcome(fds, tag);
                 Turn::Moved
             }
-            Step::Event(Happening::Call(call)) => Turn::Call(call),
+            Step::Event(Happening::Call) => Turn::Call,
             Step::Transmit => self.transmit(sleep),
             Step::Receive => self.receive(sleep),
             Step::Closed => self.is_over(),

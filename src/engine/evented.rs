@@ -386,13 +386,13 @@ fn take_turn(driver: &mut Driver, is_alone: bool) -> Stay {
     let (mut is_served, mut begun, mut moves) = (false, None, 0);
     loop {
         match driver.turn(false) {
-            Turn::Call(call) => {
+            Turn::Call => {
                 is_served = true;
                 // The clock is looked at only if more has come than this call.
                 if begun.is_none() && driver.has_input() {
                     begun = Some(Instant::now());
                 }
-                if let Some(task) = driver.answer(call, None) {
+                if let Some(task) = driver.answer(None) {
                     return Stay::Stream(task);
                 }
                 match begun {

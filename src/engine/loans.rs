@@ -8,7 +8,7 @@ use crate::limits::Bounds;
 use crate::protocol::outbox::Outbox;
 use crate::protocol::server::ServerSession;
 use crate::sys::linger::Socket;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 /// What one session has lent while its call is being answered.
@@ -31,9 +31,9 @@ struct Lent {
 #[derive(Default)]
 pub(super) struct Loans {
     known: Mutex<Vec<Weak<Loan>>>,
-    /// How many of them have something that has not left.
-    open: AtomicUsize,
     looks: AtomicU64,
+    /// At the last look something was lent, or has been since.
+    is_busy: AtomicBool,
 }
 
 impl Loans {
@@ -63,60 +63,44 @@ impl Loans {
         session.lend_outbox(&mut lent.outbox);
         (lent.is_lent, lent.is_settled) = (true, false);
         lent.since = self.looks.load(Ordering::Relaxed);
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if !self.is_busy.load(Ordering::Relaxed) {
+            self.is_busy.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Gives back what was lent, or what is left of it, if anything was.
     pub(super) fn reclaim(&self, loan: &Loan, session: &mut ServerSession) {
         let mut lent = loan.lock();
-        if !std::mem::take(&mut lent.is_lent) {
-            return;
+        if std::mem::take(&mut lent.is_lent) {
+            session.take_back(&mut lent.outbox);
         }
-        if !lent.is_settled {
-            self.open.fetch_sub(1, Ordering::SeqCst);
-        }
-        session.take_back(&mut lent.outbox);
     }
 
-    /// Whether there is something to look after.
+    /// Whether there is something to look after. Who lends sees behind the same lock whether the watchdog sleeps: either
+    /// that is seen, or what is lent is seen here.
     pub(super) fn any(&self) -> bool {
-        self.open.load(Ordering::SeqCst) > 0
+        let is_open = |loan: Arc<Loan>| {
+            let lent = loan.lock();
+            lent.is_lent && !lent.is_settled
+        };
+        self.known().iter().filter_map(Weak::upgrade).any(is_open)
     }
 
     /// Sends what has been lent for long enough, as far as the kernel takes it. Called by the watchdog.
     pub(super) fn look(&self) {
         let now = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
-        if !self.any() {
+        if !self.is_busy.swap(false, Ordering::Relaxed) {
             return;
         }
+        let mut is_open = false;
         self.known().retain(|loan| match loan.upgrade() {
             Some(loan) => {
-                self.look_after(&loan, now);
+                is_open |= loan.look_after(now);
                 true
             }
             None => false,
         });
-    }
-
-    fn look_after(&self, loan: &Loan, now: u64) {
-        let mut guard = match loan.lent.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(err)) => err.into_inner(),
-            // It is being lent or reclaimed at this moment.
-            Err(TryLockError::WouldBlock) => return,
-        };
-        let lent = &mut *guard;
-        if !lent.is_lent || lent.is_settled || now < lent.since + 2 {
-            return;
-        }
-        // What cannot be sent now is sent later, and a connection that is broken is found so by its session.
-        if let Ok(len) = loan.connection.transmit_now(&lent.outbox) {
-            lent.outbox.transmitted(len);
-        }
-        if lent.outbox.queued() == 0 {
-            lent.is_settled = true;
-            self.open.fetch_sub(1, Ordering::SeqCst);
-        }
+        self.is_busy.fetch_or(is_open, Ordering::Relaxed);
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Weak<Loan>>> {
@@ -125,6 +109,26 @@ impl Loans {
 }
 
 impl Loan {
+    /// `true`: there is something that has not left.
+    fn look_after(&self, now: u64) -> bool {
+        let mut guard = match self.lent.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(err)) => err.into_inner(),
+            // It is being lent or reclaimed at this moment.
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        let lent = &mut *guard;
+        if !lent.is_lent || lent.is_settled || now < lent.since + 2 {
+            return lent.is_lent && !lent.is_settled;
+        }
+        // What cannot be sent now is sent later, and a connection that is broken is found so by its session.
+        if let Ok(len) = self.connection.transmit_now(&lent.outbox) {
+            lent.outbox.transmitted(len);
+        }
+        lent.is_settled = lent.outbox.queued() == 0;
+        !lent.is_settled
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lent> {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }

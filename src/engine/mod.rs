@@ -68,8 +68,8 @@ pub(crate) struct Site {
     pub(crate) grace: Duration,
     /// After how many calls a worker has done enough; `u64::MAX`: never.
     pub(crate) calls_of_worker: u64,
-    /// A worker looks how much memory it has after every so many calls; `u64::MAX`: never.
-    pub(crate) looks_after: u64,
+    /// A worker looks how much memory it has when the number of its calls has none of these bits; all of them: never.
+    pub(crate) look_mask: u64,
 }
 
 /// A listener of a server that runs.
@@ -127,7 +127,7 @@ impl Site {
     #[inline]
     fn call_begins(&self) {
         let count = self.control.gate().call_begins();
-        if count == self.calls_of_worker || count % self.looks_after == 0 {
+        if count == self.calls_of_worker || count & self.look_mask == 0 {
             self.control.wake();
         }
     }

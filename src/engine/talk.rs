@@ -34,7 +34,7 @@ pub(super) struct Stream {
     pub(super) name: Arc<str>,
     pub(super) conversation: Conversation,
     /// What a callback said as it panicked.
-    pub(super) panicked: Option<Panicked>,
+    pub(super) panicked: Option<Box<Panicked>>,
 }
 
 impl Talk {

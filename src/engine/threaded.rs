@@ -12,7 +12,6 @@ use super::reception::{Reception, listener_of};
 use super::threads::Threads;
 use super::{Duties, Host, Site, has_come};
 use crate::error::StopReason;
-use crate::protocol::message::Call;
 use crate::service::StreamTask;
 use crate::sys::epoll::Interest;
 use crate::sys::poll;
@@ -200,11 +199,11 @@ impl Shared {
     }
 
     /// Answers a call, with what waits to be sent in the watchdog's care meanwhile.
-    fn answer(&self, driver: &mut Driver, call: Call) -> Option<StreamTask> {
+    fn answer(&self, driver: &mut Driver) -> Option<StreamTask> {
         if driver.lend(&self.loans) && self.crew.wake_watchdog() {
             self.site.control.wake();
         }
-        driver.answer(call, Some(&self.loans))
+        driver.answer(Some(&self.loans))
     }
 
     fn relieve(self: &Arc<Shared>, relief: &Relief) {
@@ -304,12 +303,12 @@ impl Shared {
         let (mut calls, mut since) = (0, None);
         loop {
             match driver.turn(self.may_sleep(lead)) {
-                Turn::Call(call) => {
+                Turn::Call => {
                     calls += 1;
                     if let (Some(token), true) = (lead, calls > 1) {
                         self.relieve(&self.crew.hand_over(token));
                     }
-                    if let Some(task) = self.answer(&mut driver, call) {
+                    if let Some(task) = self.answer(&mut driver) {
                         return self.dedicate(driver, task);
                     }
                     since.get_or_insert_with(Instant::now);
@@ -424,8 +423,8 @@ impl Shared {
         loop {
             match driver.turn(false) {
                 Turn::Moved | Turn::Delivered => {}
-                Turn::Call(call) => {
-                    if let Some(task) = self.answer(&mut driver, call) {
+                Turn::Call => {
+                    if let Some(task) = self.answer(&mut driver) {
                         return self.dedicate(driver, task);
                     }
                 }

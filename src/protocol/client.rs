@@ -3,10 +3,10 @@
 //! Invariant: no descriptor leaves before the server has said that it takes them.
 
 use super::Step;
-use super::frame::{Kind, Outgoing, ProtocolError};
+use super::frame::{Header, Kind, Outgoing, ProtocolError};
 use super::greeting::{Denied, Hello, Welcome};
 use super::inbox::Inbox;
-use super::message::{EncodedValue, ErrorBody};
+use super::message::{ErrorBody, Value, has_value};
 use super::outbox::Outbox;
 use super::stream::{Side, StreamIn, StreamOut};
 use crate::limits::Bounds;
@@ -22,8 +22,10 @@ pub(crate) enum Answer {
     Denied(Denied),
     /// The stream of that id is open: [`ClientSession::open_stream`].
     Opened(u32),
-    /// The answer to the call of that id.
-    Call(u32, Result<EncodedValue, ErrorBody>),
+    /// The call of that id has been answered: [`ClientSession::value`].
+    Value(u32),
+    /// The call of that id has no value.
+    Failed(u32, Box<ErrorBody>),
 }
 
 /// One connection, seen by the client.
@@ -39,6 +41,8 @@ pub(crate) struct ClientSession {
     /// Calls whose frames have not left completely: id, and where in the stream they begin and end.
     leaving: VecDeque<(u32, u64, u64)>,
     bounds: Bounds,
+    /// The flags of the last answer.
+    flags: u16,
 }
 
 #[derive(Debug)]
@@ -61,6 +65,7 @@ impl ClientSession {
             held: VecDeque::new(),
             leaving: VecDeque::new(),
             bounds,
+            flags: 0,
         }
     }
 
@@ -191,24 +196,48 @@ impl ClientSession {
     /// The next answer among what has been received already.
     #[inline]
     pub(crate) fn next_answer(&mut self) -> Result<Option<Answer>, ProtocolError> {
-        let Some(frame) = self.inbox.next_frame()? else {
+        let Some(header) = self.inbox.open()? else {
             return Ok(None);
         };
-        let id = frame.header.id;
-        Ok(Some(match frame.header.kind {
+        let id = header.id;
+        if header.kind == Kind::Reply {
+            self.flags = header.flags;
+            // What is wrong with it shall be known now.
+            if !has_value(header.flags, self.inbox.payload()) {
+                return Err(ProtocolError::Malformed("value"));
+            }
+            return Ok(Some(Answer::Value(id)));
+        }
+        let answer = self.other_answer(header)?;
+        self.inbox.close();
+        Ok(Some(answer))
+    }
+
+    #[cold]
+    fn other_answer(&mut self, header: Header) -> Result<Answer, ProtocolError> {
+        let payload = self.inbox.payload();
+        Ok(match header.kind {
             Kind::Welcome => {
-                let welcome = Welcome::read(&frame.payload)?;
+                let welcome = Welcome::read(payload)?;
                 self.welcomed(welcome)?;
                 Answer::Welcome
             }
-            Kind::Denied => Answer::Denied(Denied::read(&frame.payload)?),
-            Kind::Opened => Answer::Opened(id),
-            Kind::Reply => Answer::Call(id, Ok(EncodedValue::read(frame)?)),
-            Kind::Error => Answer::Call(id, Err(ErrorBody::read(frame)?)),
-            Kind::Hello | Kind::Call | Kind::Item | Kind::End => {
-                return Err(ProtocolError::Unexpected("a server only answers"));
+            Kind::Denied => Answer::Denied(Denied::read(payload)?),
+            Kind::Opened => Answer::Opened(header.id),
+            Kind::Error => {
+                let body = ErrorBody::read(self.inbox.content())?;
+                Answer::Failed(header.id, Box::new(body))
             }
-        }))
+            _ => return Err(ProtocolError::Unexpected("a server only answers")),
+        })
+    }
+
+    /// The value that the last answer has, once: until the next one is looked for.
+    #[inline]
+    pub(crate) fn value(&mut self) -> Value<'_> {
+        let value = self.inbox.content().behind_hash(self.flags);
+        // It has been looked at, and is whole.
+        value.unwrap_or_default()
     }
 
     /// Both directions of the connection, for the stream that the server has just opened. They come back with

@@ -100,6 +100,11 @@ impl Header {
         Ok(header)
     }
 
+    /// How long the whole frame is.
+    pub(crate) fn total(self) -> usize {
+        HEADER_LEN + self.len as usize
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0] = self.kind as u8;

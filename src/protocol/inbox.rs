@@ -1,13 +1,16 @@
 //! What one peer has sent: bytes as they arrive, and the frames and descriptors in them.
 //!
 //! Invariant: descriptors stay with the frame that announces them, in order, or the connection ends; received
-//! bytes cost memory only as they arrive, whatever a header announces.
+//! bytes cost memory only as they arrive, whatever a header announces. A frame that has been opened stays where it is
+//! until it is closed, or the next one opened.
 
 use super::frame::{Frame, HEADER_LEN, Header, LAST, ProtocolError, STREAM};
+use super::message::Value;
 use crate::descriptor::Descriptor;
 use crate::limits::Bounds;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
 /// What the first read of a connection makes room for: a password and a small call.
 const FIRST_READ: usize = 256;
@@ -15,6 +18,9 @@ const FIRST_READ: usize = 256;
 const SMALL_READ: usize = 4096;
 /// What a read makes room for at most when no frame is under way.
 const MAX_READ: usize = 128 << 10;
+/// Frames up to this size are read where they have been received. Longer ones are taken out, so that byte strings in
+/// them can be kept without a copy.
+const READ_IN_PLACE: usize = 4096;
 /// The step in which room for a long frame begins to grow; it doubles from there.
 const LONG_READ: usize = 64 << 10;
 
@@ -25,12 +31,24 @@ pub(crate) struct Inbox {
     /// The place in the stream where `bytes` begins.
     position: u64,
     arrivals: VecDeque<Arrival>,
+    /// The frame that is being read.
+    opened: Opened,
     /// How long the last frame was.
     last_total: usize,
     /// How long the message under way is at least, where it is no frame, and only its reader knows.
-    expected: Option<usize>,
+    expected: Option<NonZeroUsize>,
     eof: bool,
     bounds: Bounds,
+}
+
+/// A frame that is being read.
+#[derive(Debug)]
+enum Opened {
+    Nothing,
+    /// It is the first that `bytes` has.
+    InPlace(Header),
+    /// It has been taken out.
+    Apart(Box<Frame>),
 }
 
 /// Descriptors that came in one receive, with the part of the stream that came with them: the frame they
@@ -48,6 +66,7 @@ impl Inbox {
             bytes: BytesMut::new(),
             position: 0,
             arrivals: VecDeque::new(),
+            opened: Opened::Nothing,
             last_total: 0,
             expected: None,
             eof: false,
@@ -90,19 +109,22 @@ impl Inbox {
         }
     }
 
-    /// What has been received and not been taken as a frame yet.
+    /// What has been received and not been taken as a frame, or opened as one, yet.
     pub(crate) fn unread(&self) -> &[u8] {
-        &self.bytes
+        match &self.opened {
+            Opened::InPlace(header) => &self.bytes[header.total()..],
+            _ => &self.bytes,
+        }
     }
 
     pub(crate) fn has_unread(&self) -> bool {
-        !self.bytes.is_empty()
+        !self.unread().is_empty()
     }
 
     /// Whether a whole frame has been received, or something that is none.
     pub(crate) fn has_frame(&self) -> bool {
         match self.header() {
-            Ok(Some(header)) => self.bytes.len() >= HEADER_LEN + header.len as usize,
+            Ok(Some(header)) => self.unread().len() >= header.total(),
             Ok(None) => false,
             Err(_) => true,
         }
@@ -119,21 +141,84 @@ impl Inbox {
         self.eof
     }
 
+    /// Opens the next whole frame, to be read with [`Inbox::payload`] and [`Inbox::content`].
+    ///
+    /// # Errors
+    /// As [`Inbox::next_frame`].
+    // Most frames are read where they are: to share their memory with their content would cost more than to read it.
+    #[inline]
+    pub(crate) fn open(&mut self) -> Result<Option<Header>, ProtocolError> {
+        self.close();
+        let header = match self.header()? {
+            None if self.arrivals.is_empty() => return Ok(None),
+            Some(header) if self.is_plain(header) => {
+                if self.bytes.len() < header.total() {
+                    return Ok(None);
+                }
+                self.opened = Opened::InPlace(header);
+                header
+            }
+            _ => match self.next_frame()? {
+                None => return Ok(None),
+                Some(frame) => {
+                    let header = frame.header;
+                    self.opened = Opened::Apart(Box::new(frame));
+                    header
+                }
+            },
+        };
+        Ok(Some(header))
+    }
+
+    fn is_plain(&self, header: Header) -> bool {
+        header.fds == 0 && header.total() <= READ_IN_PLACE && self.arrivals.is_empty()
+    }
+
+    /// What the open frame has behind its header.
+    #[inline]
+    pub(crate) fn payload(&self) -> &[u8] {
+        match &self.opened {
+            Opened::Nothing => &[],
+            Opened::InPlace(header) => &self.bytes[HEADER_LEN..header.total()],
+            Opened::Apart(frame) => &frame.payload,
+        }
+    }
+
+    /// The same with its descriptors.
+    #[inline]
+    pub(crate) fn content(&mut self) -> Value<'_> {
+        match &mut self.opened {
+            Opened::Nothing => Value::default(),
+            Opened::InPlace(header) => Value::new(&self.bytes[HEADER_LEN..header.total()]),
+            Opened::Apart(frame) => Value::shared(&frame.payload, &mut frame.fds),
+        }
+    }
+
+    /// The open frame has been read.
+    #[inline]
+    pub(crate) fn close(&mut self) {
+        match self.opened {
+            Opened::Nothing => return,
+            Opened::InPlace(header) => {
+                self.bytes.advance(header.total());
+                self.position += header.total() as u64;
+                self.last_total = header.total();
+            }
+            Opened::Apart(_) => {}
+        }
+        self.opened = Opened::Nothing;
+    }
+
     /// Takes the next whole frame.
     ///
     /// # Errors
     /// A header beyond the limits, or descriptors that belong to no frame.
-    // What it gives is large, and to copy a thing that has just been written in parts is slow: this and what
-    // hands it on are inlined, up to the decoding.
-    #[inline]
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
-        if self.bytes.is_empty() && self.arrivals.is_empty() {
-            return Ok(None);
-        }
+        self.close();
         let Some(header) = self.header()? else {
             return self.no_fds_inside(None).map(|()| None);
         };
-        let total = HEADER_LEN + header.len as usize;
+        let total = header.total();
         if self.bytes.len() < total {
             self.no_fds_inside(Some(header.fds.into()))?;
             return Ok(None);
@@ -153,7 +238,7 @@ impl Inbox {
 
     /// The message under way is no frame, and `total` bytes long at least.
     pub(crate) fn expect(&mut self, total: usize) {
-        self.expected = Some(total);
+        self.expected = NonZeroUsize::new(total);
     }
 
     /// Takes a message of `len` bytes that is no frame.
@@ -180,7 +265,7 @@ impl Inbox {
     }
 
     fn header(&self) -> Result<Option<Header>, ProtocolError> {
-        match self.bytes.first_chunk() {
+        match self.unread().first_chunk() {
             Some(bytes) => {
                 Header::parse(bytes, self.bounds.max_frame(), self.bounds.max_fds()).map(Some)
             }
@@ -189,14 +274,13 @@ impl Inbox {
     }
 
     fn announced(&self) -> Option<usize> {
-        if self.expected.is_some() {
-            return self.expected;
+        if let Some(expected) = self.expected {
+            return Some(expected.get());
         }
         let header = self.header().ok()??;
-        Some(HEADER_LEN + header.len as usize)
+        Some(header.total())
     }
 
-    #[inline]
     fn take_fds(&mut self, count: usize) -> Result<Vec<Descriptor>, ProtocolError> {
         if count == 0 {
             return Ok(Vec::new());
@@ -276,5 +360,44 @@ mod tests {
         let mut missing = inbox();
         feed(&mut missing, &frame(1), Vec::new());
         assert_eq!(missing.next_frame().err(), stray);
+    }
+
+    #[test]
+    fn an_open_frame_stays_until_the_next_is_opened() {
+        let frame = |len: usize, fds: u8, fill: u8| {
+            let mut bytes = vec![4, fds, 0, 0, 1, 0, 0, 0];
+            bytes.extend_from_slice(&(len as u32).to_le_bytes());
+            bytes.resize(HEADER_LEN + len, fill);
+            bytes
+        };
+        let mut inbox = Inbox::new(Bounds::new(1 << 20, 10, 0));
+        let long = 2 * READ_IN_PLACE;
+        feed(
+            &mut inbox,
+            &[frame(3, 0, b'a'), frame(2, 0, b'b'), frame(long, 0, b'c')].concat(),
+            Vec::new(),
+        );
+        assert_eq!(inbox.open().unwrap().map(|header| header.len), Some(3));
+        let content = inbox.content();
+        assert_eq!(content.bytes, b"aaa");
+        assert!(content.whole.is_none(), "it is read where it is");
+        assert!(inbox.has_frame(), "there is another behind it");
+        assert!(inbox.open().unwrap().is_some());
+        assert_eq!(inbox.payload(), b"bb");
+        inbox.close();
+        assert_eq!(inbox.payload(), b"");
+        assert_eq!(inbox.unread().len(), HEADER_LEN + long);
+        assert!(inbox.open().unwrap().is_some());
+        let content = inbox.content();
+        assert_eq!(content.bytes.len(), long);
+        assert!(content.whole.is_some(), "a part of it can be kept");
+        assert!(inbox.open().unwrap().is_none() && !inbox.has_unread());
+
+        feed(&mut inbox, &frame(2, 1, b'd'), vec![null().into()]);
+        assert!(inbox.open().unwrap().is_some());
+        assert_eq!(inbox.content().take_fds().len(), 1);
+        assert!(inbox.content().take_fds().is_empty(), "they are given once");
+        feed(&mut inbox, &frame(2, 0, b'e'), vec![null().into()]);
+        assert_eq!(inbox.open(), Err(ProtocolError::StrayFds));
     }
 }

@@ -2,38 +2,39 @@
 //!
 //! Invariant: reading them allocates nothing that the payload itself does not hold.
 
-use super::frame::{DEADLINE, Frame, HASHED, Kind, LAST, Outgoing, ProtocolError, STREAM};
+use super::frame::{
+    DEADLINE, Frame, HASH_LEN, HASHED, Header, Kind, LAST, Outgoing, ProtocolError, STREAM,
+};
 use crate::descriptor::Descriptor;
 use bytes::{Buf, Bytes};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A call as the server receives it.
+/// A call that has arrived, as its head says. The rest stays in the inbox until it has been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    pub(crate) id: u32,
+    pub(crate) last: bool,
+    /// The caller asks for a stream, and not for an answer.
+    stream: bool,
+    /// Where in the payload the name begins, and how long it is. The arguments are behind it.
+    name_at: u8,
+    name_len: u8,
+    /// How many milliseconds the caller is going to wait, counted from its sending.
+    timeout: Option<u32>,
+    hash: Option<u64>,
+}
+
+/// A call to be answered.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct Call<'a> {
     pub(crate) id: u32,
     /// How long the caller is going to wait, counted from its sending.
     pub(crate) timeout: Option<Duration>,
-    pub(crate) last: bool,
     /// The caller asks for a stream, and not for an answer.
     pub(crate) stream: bool,
-    /// The name and, behind it, the arguments.
-    content: EncodedValue,
-    name_len: usize,
-}
-
-impl Call {
-    /// A call of a handler that is known already, by somebody who has no number for it.
-    pub(crate) fn of_value(value: EncodedValue) -> Call {
-        Call {
-            id: 0,
-            timeout: None,
-            last: false,
-            stream: false,
-            content: value,
-            name_len: 0,
-        }
-    }
+    name: &'a [u8],
+    args: Value<'a>,
 }
 
 /// What a caller asks for.
@@ -51,6 +52,71 @@ pub(crate) struct EncodedValue {
     pub(crate) hash: Option<u64>,
     pub(crate) bytes: Bytes,
     pub(crate) fds: Vec<Descriptor>,
+}
+
+/// The same where it has been received: for as long as the message that brought it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Value<'a> {
+    pub(crate) hash: Option<u64>,
+    pub(crate) bytes: &'a [u8],
+    /// What `bytes` is a part of, if that can be shared.
+    pub(crate) whole: Option<&'a Bytes>,
+    /// To be taken by whoever reads the value.
+    pub(crate) fds: Option<&'a mut Vec<Descriptor>>,
+}
+
+impl<'a> Value<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Value<'a> {
+        Value {
+            bytes,
+            ..Value::default()
+        }
+    }
+
+    pub(crate) fn shared(whole: &'a Bytes, fds: &'a mut Vec<Descriptor>) -> Value<'a> {
+        Value {
+            hash: None,
+            bytes: whole,
+            whole: Some(whole),
+            fds: Some(fds),
+        }
+    }
+
+    pub(crate) fn take_fds(&mut self) -> Vec<Descriptor> {
+        self.fds.take().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The value in the payload of a reply, or of an item, with these flags.
+    ///
+    /// # Errors
+    /// It is too short.
+    #[inline]
+    pub(crate) fn behind_hash(mut self, flags: u16) -> Result<Value<'a>, ProtocolError> {
+        const MALFORMED: ProtocolError = ProtocolError::Malformed("value");
+        (self.hash, self.bytes) = split_hash(flags, self.bytes).ok_or(MALFORMED)?;
+        Ok(self)
+    }
+
+    /// The same, to be kept: shared, or else copied.
+    pub(crate) fn into_owned(mut self) -> EncodedValue {
+        EncodedValue {
+            fds: self.take_fds(),
+            hash: self.hash,
+            bytes: match self.whole {
+                Some(whole) => whole.slice_ref(self.bytes),
+                None => Bytes::copy_from_slice(self.bytes),
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a mut EncodedValue> for Value<'a> {
+    fn from(value: &'a mut EncodedValue) -> Value<'a> {
+        Value {
+            hash: value.hash,
+            ..Value::shared(&value.bytes, &mut value.fds)
+        }
+    }
 }
 
 /// Begins a call; its arguments are to be appended, and the hash put where [`HashSlot`] says.
@@ -116,81 +182,108 @@ impl HashSlot {
     }
 }
 
-impl Call {
+impl Arrived {
     #[inline]
-    pub(crate) fn read(frame: Frame) -> Result<Call, ProtocolError> {
+    pub(crate) fn read(header: Header, payload: &[u8]) -> Result<Arrived, ProtocolError> {
         const MALFORMED: ProtocolError = ProtocolError::Malformed("call");
-        let header = frame.header;
-        let mut content = EncodedValue::read(frame).map_err(|_| MALFORMED)?;
-        let payload = &mut content.bytes;
+        let (hash, mut rest) = split_hash(header.flags, payload).ok_or(MALFORMED)?;
         let timeout = match header.flags & DEADLINE {
             0 => None,
-            _ => Some(Duration::from_millis(
-                payload.try_get_u32_le().map_err(|_| MALFORMED)?.into(),
-            )),
+            _ => Some(rest.try_get_u32_le().map_err(|_| MALFORMED)?),
         };
-        let name_len = payload.try_get_u8().map_err(|_| MALFORMED)?.into();
-        let name = payload.get(..name_len).ok_or(MALFORMED)?;
+        let name_len = rest.try_get_u8().map_err(|_| MALFORMED)?;
+        let name = rest.get(..name_len.into()).ok_or(MALFORMED)?;
         if !name.is_ascii() && std::str::from_utf8(name).is_err() {
             return Err(MALFORMED);
         }
-        Ok(Call {
+        Ok(Arrived {
             id: header.id,
-            timeout,
             last: header.flags & LAST != 0,
             stream: header.flags & STREAM != 0,
-            content,
+            name_at: (payload.len() - rest.len()) as u8,
             name_len,
+            timeout,
+            hash,
         })
+    }
+}
+
+/// Whether a payload with these flags is as long as it must be.
+#[inline]
+pub(crate) fn has_value(flags: u16, payload: &[u8]) -> bool {
+    flags & HASHED == 0 || payload.len() >= HASH_LEN
+}
+
+impl<'a> Call<'a> {
+    /// The call that has arrived with this payload.
+    #[inline]
+    pub(crate) fn new(arrived: &Arrived, payload: Value<'a>) -> Call<'a> {
+        let (_, rest) = payload.bytes.split_at(arrived.name_at.into());
+        let (name, bytes) = rest.split_at(arrived.name_len.into());
+        Call {
+            id: arrived.id,
+            timeout: arrived
+                .timeout
+                .map(|millis| Duration::from_millis(millis.into())),
+            stream: arrived.stream,
+            name,
+            args: Value {
+                hash: arrived.hash,
+                bytes,
+                ..payload
+            },
+        }
+    }
+
+    /// A call of a handler that is known already, by somebody who has no number for it.
+    pub(crate) fn of_value(value: &'a mut EncodedValue) -> Call<'a> {
+        Call {
+            id: 0,
+            timeout: None,
+            stream: false,
+            name: &[],
+            args: value.into(),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
-        std::str::from_utf8(self.name_bytes()).unwrap_or_default()
+        std::str::from_utf8(self.name).unwrap_or_default()
     }
 
     /// The name, which has been seen to be a text.
     pub(crate) fn name_bytes(&self) -> &[u8] {
-        &self.content.bytes[..self.name_len]
+        self.name
     }
 
     /// How many bytes the arguments have, as long as they have not been taken.
     pub(crate) fn arguments_len(&self) -> usize {
-        self.content.bytes.len() - self.name_len
+        self.args.bytes.len()
     }
 
-    /// The arguments, once; the name goes with them.
+    /// The arguments, once.
     #[inline]
-    pub(crate) fn take_value(&mut self) -> EncodedValue {
-        let mut value = std::mem::take(&mut self.content);
-        value.bytes.advance(std::mem::take(&mut self.name_len));
-        value
+    pub(crate) fn take_value(&mut self) -> Value<'a> {
+        std::mem::take(&mut self.args)
     }
 }
 
 impl EncodedValue {
     /// The payload of a reply, or of an item.
-    #[inline]
     pub(crate) fn read(frame: Frame) -> Result<EncodedValue, ProtocolError> {
-        let Frame {
-            header,
-            mut payload,
-            fds,
-        } = frame;
-        let hash =
-            read_hash(header.flags, &mut payload).ok_or(ProtocolError::Malformed("value"))?;
-        Ok(EncodedValue {
-            hash,
-            bytes: payload,
-            fds,
-        })
+        let mut frame = frame;
+        let value = Value::shared(&frame.payload, &mut frame.fds);
+        value.behind_hash(frame.header.flags).map(Value::into_owned)
     }
 }
 
+/// The hash at the beginning of a payload with these flags, and the rest. `None`: it is too short.
 #[inline]
-fn read_hash(flags: u16, payload: &mut Bytes) -> Option<Option<u64>> {
+fn split_hash(flags: u16, payload: &[u8]) -> Option<(Option<u64>, &[u8])> {
     match flags & HASHED {
-        0 => Some(None),
-        _ => payload.try_get_u64_le().ok().map(Some),
+        0 => Some((None, payload)),
+        _ => payload
+            .split_first_chunk()
+            .map(|(hash, rest)| (Some(u64::from_le_bytes(*hash)), rest)),
     }
 }
 
@@ -287,11 +380,9 @@ impl ErrorBody {
         frame
     }
 
-    pub(crate) fn read(frame: Frame) -> Result<ErrorBody, ProtocolError> {
+    pub(crate) fn read(mut content: Value<'_>) -> Result<ErrorBody, ProtocolError> {
         const MALFORMED: ProtocolError = ProtocolError::Malformed("error");
-        let Frame {
-            mut payload, fds, ..
-        } = frame;
+        let (mut payload, fds) = (content.bytes, content.take_fds());
         let class = match payload.try_get_u8().map_err(|_| MALFORMED)? {
             0 => Class::Fault,
             1 => Class::UnknownName,
@@ -312,10 +403,9 @@ impl ErrorBody {
         let mut texts = Vec::new();
         for _ in 0..count {
             let len = payload.try_get_u32_le().map_err(|_| MALFORMED)? as usize;
-            if payload.len() < len {
-                return Err(MALFORMED);
-            }
-            texts.push(String::from_utf8_lossy(&payload.split_to(len)).into_owned());
+            let (text, rest) = payload.split_at_checked(len).ok_or(MALFORMED)?;
+            texts.push(String::from_utf8_lossy(text).into_owned());
+            payload = rest;
         }
         if !payload.is_empty() {
             return Err(MALFORMED);

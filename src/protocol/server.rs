@@ -13,7 +13,7 @@ use super::ending::Ending;
 use super::frame::{HEADER_LEN, Header, Kind, Outgoing, ProtocolError};
 use super::greeting::{BINCODE, Denied, HELLO_MAX, Hello, VERSION, Welcome};
 use super::inbox::Inbox;
-use super::message::{Call, Class, ErrorBody};
+use super::message::{Arrived, Call, Class, ErrorBody};
 use super::outbox::Outbox;
 use super::patience::Patience;
 use super::stream::{self, Side, StreamIn, StreamOut};
@@ -28,8 +28,8 @@ pub(crate) enum Happening {
     /// The password was right. With `fds` the client wants to send descriptors: allow them before going on.
     /// `tag`: its name for the connection.
     Authenticated { fds: bool, tag: u64 },
-    /// A call to be answered with [`ServerSession::finish`].
-    Call(Call),
+    /// A call, [`ServerSession::call`], is to be answered with [`ServerSession::finish`].
+    Call,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -38,10 +38,7 @@ enum State {
     /// Between calls, or in the middle of receiving one.
     Ready,
     /// A call is being answered, or its stream is open.
-    Calling {
-        id: u32,
-        last: bool,
-    },
+    Calling(Arrived),
     /// Flush what is queued, then it is over.
     Closing(Ending),
 }
@@ -119,7 +116,7 @@ impl ServerSession {
                         return step;
                     }
                 }
-                State::Calling { .. } => return Step::Receive,
+                State::Calling(_) => return Step::Receive,
                 State::Closing(_) if self.outbox.queued() == 0 => return Step::Closed,
                 State::Closing(_) => return self.flush(now),
             }
@@ -131,15 +128,25 @@ impl ServerSession {
         self.queue(welcome.write());
     }
 
+    /// The call that is to be answered.
+    #[inline]
+    pub(crate) fn call(&mut self) -> Option<Call<'_>> {
+        match &self.state {
+            State::Calling(arrived) => Some(Call::new(arrived, self.inbox.content())),
+            _ => None,
+        }
+    }
+
     /// The answer to the call that [`ServerSession::poll`] reported last.
     ///
     /// # Panics
     /// Without such a call, in debug builds.
     pub(crate) fn finish(&mut self, answer: Outgoing) {
-        let State::Calling { id, last } = self.state else {
+        let State::Calling(Arrived { id, last, .. }) = self.state else {
             debug_assert!(false, "no call is waiting for an answer");
             return;
         };
+        self.inbox.close();
         self.held += 1;
         let has_failed = self.closes_on_error && answer.is_error();
         // Descriptors need a write of their own, and shall not stay open for longer than need be.
@@ -163,7 +170,7 @@ impl ServerSession {
     /// The id of the call that is being answered, 0 if none is.
     pub(crate) fn call_id(&self) -> u32 {
         match self.state {
-            State::Calling { id, .. } => id,
+            State::Calling(Arrived { id, .. }) => id,
             _ => 0,
         }
     }
@@ -174,6 +181,7 @@ impl ServerSession {
         let id = self.call_id();
         self.queue(stream::opened(id));
         self.holds_welcome = false;
+        self.inbox.close();
         let inbox = std::mem::replace(&mut self.inbox, Inbox::new(Bounds::default()));
         let outbox = std::mem::replace(&mut *self.outbox, Outbox::new(Bounds::default()));
         (
@@ -270,38 +278,38 @@ impl ServerSession {
         Step::Receive
     }
 
-    /// The next call, if it has arrived and nothing must be done before it. [`ServerSession::poll`] would report it
+    /// Whether the next call has arrived, and nothing must be done before it. [`ServerSession::poll`] would report it
     /// as well, with more to look at.
     #[inline]
-    pub(crate) fn next_arrived(&mut self) -> Option<Call> {
+    pub(crate) fn next_arrived(&mut self) -> bool {
         let is_ready = matches!(self.state, State::Ready) && self.leaving.is_none();
         if !is_ready || self.has_output() && !self.may_hold() {
-            return None;
+            return false;
         }
         match self.next_call() {
-            Ok(call) => call.map(|call| self.begin(call)),
+            Ok(Some(call)) => {
+                self.begin(call);
+                true
+            }
+            Ok(None) => false,
             Err(err) => {
                 self.break_off(err);
-                None
+                false
             }
         }
     }
 
     #[inline]
-    fn begin(&mut self, call: Call) -> Call {
-        self.state = State::Calling {
-            id: call.id,
-            last: call.last,
-        };
+    fn begin(&mut self, call: Arrived) {
+        self.state = State::Calling(call);
         self.patience.lift();
         self.calls += 1;
-        call
     }
 
     /// One turn of the state `Ready`. `None`: the state has changed, look again.
     fn serve(&mut self, now: impl Fn() -> Instant) -> Option<Step<Happening>> {
-        if let Some(call) = self.next_arrived() {
-            return Some(Step::Event(Happening::Call(call)));
+        if self.next_arrived() {
+            return Some(Step::Event(Happening::Call));
         }
         if self.state != State::Ready {
             return None;
@@ -314,7 +322,10 @@ impl ServerSession {
                 self.refuse_to_begin(&call);
                 None
             }
-            Ok(Some(call)) => Some(Step::Event(Happening::Call(self.begin(call)))),
+            Ok(Some(call)) => {
+                self.begin(call);
+                Some(Step::Event(Happening::Call))
+            }
             Ok(None) if self.inbox.is_at_end() => {
                 let within_a_frame = self.inbox.has_unread();
                 let ending = self.leaving.clone().unwrap_or(match within_a_frame {
@@ -345,12 +356,12 @@ impl ServerSession {
     }
 
     #[inline]
-    fn next_call(&mut self) -> Result<Option<Call>, ProtocolError> {
-        while let Some(frame) = self.inbox.next_frame()? {
-            if frame.header.kind == Kind::Call && self.leftover.is_none() {
-                return Call::read(frame).map(Some);
+    fn next_call(&mut self) -> Result<Option<Arrived>, ProtocolError> {
+        while let Some(header) = self.inbox.open()? {
+            if header.kind == Kind::Call && self.leftover.is_none() {
+                return Arrived::read(header, self.inbox.payload()).map(Some);
             }
-            let leftover = self.leftover.and_then(|id| stream::leftover(&frame, id));
+            let leftover = self.leftover.and_then(|id| stream::leftover(header, id));
             let is_last = leftover.ok_or(ProtocolError::Unexpected("a client sends calls only"))?;
             self.leftover = self.leftover.filter(|_| !is_last);
         }

@@ -3,9 +3,9 @@
 //! Invariant: the two directions know nothing of each other. Items come between the call and its answer, in both
 //! directions, and the answer ends the one from the server whatever was said before.
 
-use super::frame::{Frame, Kind, Outgoing, ProtocolError};
+use super::frame::{Header, Kind, Outgoing, ProtocolError};
 use super::inbox::Inbox;
-use super::message::{EncodedValue, ErrorBody};
+use super::message::{EncodedValue, ErrorBody, Value};
 use super::outbox::Outbox;
 
 /// Which end of the stream this is.
@@ -84,7 +84,7 @@ impl StreamIn {
         if self.answered || self.ended && self.side == Side::Server {
             return Ok(None);
         }
-        let Some(frame) = self.inbox.next_frame()? else {
+        let Some(mut frame) = self.inbox.next_frame()? else {
             return Ok(None);
         };
         let ours = frame.header.id == self.id;
@@ -98,7 +98,8 @@ impl StreamIn {
                 self.answered(EncodedValue::read(frame).map(Ok))?
             }
             (Kind::Error, Side::Client) if ours || frame.header.id == 0 => {
-                self.answered(ErrorBody::read(frame).map(Err))?
+                let content = Value::shared(&frame.payload, &mut frame.fds);
+                self.answered(ErrorBody::read(content).map(Err))?
             }
             _ => return Err(ProtocolError::Unexpected("only items belong into a stream")),
         }))
@@ -167,10 +168,10 @@ pub(super) fn opened(id: u32) -> Outgoing {
 }
 
 /// Whether a frame is what is left of the stream of that id: `Some(true)` if it is the last of it.
-pub(super) fn leftover(frame: &Frame, id: u32) -> Option<bool> {
-    match frame.header.kind {
-        Kind::Item if frame.header.id == id => Some(false),
-        Kind::End if frame.header.id == id => Some(true),
+pub(super) fn leftover(header: Header, id: u32) -> Option<bool> {
+    match header.kind {
+        Kind::Item if header.id == id => Some(false),
+        Kind::End if header.id == id => Some(true),
         _ => None,
     }
 }

@@ -105,11 +105,11 @@ impl Board {
             return None;
         }
         bytes.truncate(size);
-        let value = EncodedValue {
+        let mut value = EncodedValue {
             bytes: bytes.into(),
             ..EncodedValue::default()
         };
-        let event = codec::decode(value, &Limits::default()).ok()?;
+        let event = codec::decode(&mut value, &Limits::default()).ok()?;
         Some((time, event))
     }
 }

@@ -238,7 +238,7 @@ pub(super) fn open(
 }
 
 fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result<Site> {
-    // A worker looks that often how much memory it has.
+    // A worker looks after that many calls how much memory it has: a power of two.
     const LOOKS_AFTER: u64 = 256;
     let generation = control.worker().map_or(0, |worker| worker.generation);
     let prefork = server.prefork.as_ref();
@@ -259,7 +259,7 @@ fn open_site(server: &Server, control: Control, bound: Vec<Bound>) -> io::Result
         stop,
         grace: server.grace,
         calls_of_worker: max_calls.unwrap_or(u64::MAX),
-        looks_after: max_memory.map_or(u64::MAX, |_| LOOKS_AFTER),
+        look_mask: max_memory.map_or(u64::MAX, |_| LOOKS_AFTER - 1),
     })
 }
 
@@ -326,7 +326,8 @@ fn run_hooks(
         match panics::catch(|| hook(control)) {
             Ok(Ok(state)) => states.insert(state),
             Ok(Err(fault)) => return Err(Failure::new(what, fault.text(), true)),
-            Err(Panicked { message, location }) => {
+            Err(panicked) => {
+                let Panicked { message, location } = *panicked;
                 let text = format!("panicked at {location}: {message}");
                 return Err(Failure::of_panic(what, text));
             }

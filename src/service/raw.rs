@@ -51,7 +51,9 @@ impl Raw {
     /// It is not a `T`.
     pub fn decode<T: DeserializeOwned>(self) -> Result<T, Fault> {
         match self.value {
-            RawValue::Received(value) => codec::decode(value, &self.limits).map_err(Fault::new),
+            RawValue::Received(mut value) => {
+                codec::decode(&mut value, &self.limits).map_err(Fault::new)
+            }
             RawValue::Written { .. } => Err(Fault::new("only a received value can be decoded")),
         }
     }

@@ -7,10 +7,9 @@ use crate::context::Context;
 use crate::fault::Fault;
 use crate::panics;
 use crate::passenger::MessageChannel;
-use crate::protocol::frame::{Frame, HEADER_LEN, Header, Kind, Outgoing};
-use crate::protocol::message::{Call, Class, ErrorBody};
+use crate::protocol::frame::{HEADER_LEN, Outgoing};
+use crate::protocol::message::{Call, Class, ErrorBody, Value};
 use crate::protocol::passenger;
-use bytes::Bytes;
 use std::sync::Arc;
 
 /// What a request comes to.
@@ -96,8 +95,8 @@ impl Service {
         };
         context.begins(Some(*number), 0);
         let called = panics::catch(|| {
-            strings::call_with(&args, scope.limits, |value| {
-                let answer = handler(context, &mut Call::of_value(value), scope.limits);
+            strings::call_with(&args, scope.limits, |mut value| {
+                let answer = handler(context, &mut Call::of_value(&mut value), scope.limits);
                 error_of(&answer).map_or(Ok(answer), Err)
             })
         });
@@ -122,21 +121,7 @@ fn error_of(answer: &Outgoing) -> Option<Failure> {
     if !answer.is_error() {
         return None;
     }
-    let payload = Bytes::copy_from_slice(&answer.buf[HEADER_LEN..]);
-    let header = Header {
-        kind: Kind::Error,
-        fds: 0,
-        flags: 0,
-        id: 0,
-        len: payload.len() as u32,
-    };
-    let fds = Vec::new();
-    let frame = Frame {
-        header,
-        payload,
-        fds,
-    };
-    let body = ErrorBody::read(frame).ok()?;
+    let body = ErrorBody::read(Value::new(&answer.buf[HEADER_LEN..])).ok()?;
     let text = body.texts.join(": ");
     Some(match body.class {
         Class::TypeMismatch => Failure::Mismatch(text),

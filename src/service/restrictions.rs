@@ -179,10 +179,10 @@ impl Pass {
                 Outcome::Answer(ErrorBody::too_late(after).write(id))
             }
             Outcome::Answer(answer) => Outcome::Answer(answer),
-            Outcome::Stream(task) => Outcome::Stream(self.hand_on(task)),
-            Outcome::Events(name, handler) => {
+            Outcome::Stream(task) => Outcome::Stream(Box::new(self.hand_on(*task))),
+            Outcome::Events(events) => {
                 context.hold(Box::new(self.slot));
-                Outcome::Events(name, handler)
+                Outcome::Events(events)
             }
         }
     }

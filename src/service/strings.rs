@@ -211,15 +211,15 @@ fn parts_of(value: &EncodedValue, limits: &Limits) -> Vec<(Layout, Vec<Vec<u8>>)
     };
     let list = |parts: Vec<ByteString>| parts.into_iter().map(Vec::from).collect();
     let mut found = Vec::new();
-    if let Ok(part) = codec::decode::<ByteString>(bare(), limits) {
+    if let Ok(part) = codec::decode::<ByteString>(&mut bare(), limits) {
         found.push((Layout::Alone, vec![part.into()]));
     }
-    if let Ok(parts) = codec::decode::<Vec<ByteString>>(bare(), limits) {
+    if let Ok(parts) = codec::decode::<Vec<ByteString>>(&mut bare(), limits) {
         found.push((Layout::Seq, list(parts)));
     }
     macro_rules! tuples {
         ($($len:literal)*) => {$(
-            if let Ok(parts) = codec::decode::<[ByteString; $len]>(bare(), limits) {
+            if let Ok(parts) = codec::decode::<[ByteString; $len]>(&mut bare(), limits) {
                 found.push((Layout::Tuple, list(parts.into())));
             }
         )*};

@@ -39,7 +39,9 @@ impl Item {
             StreamError::TypeMismatch(format!("{reason} (the handler expects {expected})"))
         };
         match self.0 {
-            Content::Value(value, limits) => codec::decode(value, &limits).map_err(mismatch),
+            Content::Value(mut value, limits) => {
+                codec::decode(&mut value, &limits).map_err(mismatch)
+            }
             Content::Record(_) => Err(mismatch("a record has no type".into())),
         }
     }

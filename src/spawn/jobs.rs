@@ -78,7 +78,7 @@ impl<S: Send + Sync + 'static> Jobs<S> {
         function: impl Fn(&S, A, Channel) -> Result<(), Fault> + Send + Sync + 'static,
     ) -> Jobs<S> {
         let erased = move |state: &S, arguments: ArgumentsFile, channel: Channel| {
-            let args = codec::decode(arguments.read()?, &Limits::default())
+            let args = codec::decode(&mut arguments.read()?, &Limits::default())
                 .map_err(|reason| Fault::new(format!("the job's arguments: {reason}")))?;
             function(state, args, channel)
         };

@@ -474,7 +474,11 @@ fn hooks_run_where_they_belong() {
     let write = std::sync::Arc::new(write);
     let say = |text: &'static str| {
         let write = std::sync::Arc::clone(&write);
-        move |_: &forkserver::Control| writeln!(&*write, "{text} {}", pid()).unwrap()
+        // In one write: two workers say it at the same time.
+        move |_: &forkserver::Control| {
+            let line = format!("{text} {}\n", pid());
+            (&*write).write_all(line.as_bytes()).unwrap();
+        }
     };
     let (initialize, started, exiting, finalize) = (
         say("initialize"),

@@ -10,7 +10,7 @@ use crate::engine::loans::Loans;
 use crate::engine::talk::Talk;
 use crate::event::Event;
 use crate::panics;
-use crate::protocol::message::{Call, Class, ErrorBody};
+use crate::protocol::message::{Class, ErrorBody};
 use crate::service::{self, Outcome, Run, RunStream, Scope, StreamTask};
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,11 +34,7 @@ impl Driver {
 
     /// Answers the call that the last turn gave, or says what its stream is to be handed to: then
     /// [`Driver::run_stream`] or [`Driver::refuse`] must follow. `loans`: where what was lent is.
-    pub(in crate::engine) fn answer(
-        &mut self,
-        mut call: Call,
-        loans: Option<&Loans>,
-    ) -> Option<StreamTask> {
+    pub(in crate::engine) fn answer(&mut self, loans: Option<&Loans>) -> Option<StreamTask> {
         self.open_context();
         let (Talk::Native { session, .. }, Some(context)) = (&mut self.talk, &mut self.context)
         else {
@@ -47,6 +43,7 @@ impl Driver {
         let service = &self.site.service;
         let port = &self.entry.port;
         self.site.call_begins();
+        let mut call = session.call()?;
         if let Some((place, tag)) = self.shown.as_deref().copied() {
             let counts = self.site.control.gate().counts();
             counts.begins(place, tag, call.id);
@@ -77,12 +74,15 @@ impl Driver {
                 }
                 self.tell_pressure(false);
             }
-            Outcome::Events(name, handler) => self.open_conversation(name, handler),
+            Outcome::Events(events) => {
+                let (name, handler) = *events;
+                self.open_conversation(name, handler);
+            }
             Outcome::Stream(task) => match self.entry.dedicate(self.site.limits.max_dedicated) {
-                Ok(()) => return Some(task),
-                Err(NotDedicated::Full) => self.refuse(task, ErrorBody::busy("max_dedicated")),
+                Ok(()) => return Some(*task),
+                Err(NotDedicated::Full) => self.refuse(*task, ErrorBody::busy("max_dedicated")),
                 Err(NotDedicated::Stopping) => {
-                    self.refuse(task, ErrorBody::new(Class::Stopping, Vec::new()));
+                    self.refuse(*task, ErrorBody::new(Class::Stopping, Vec::new()));
                 }
             },
         }

@@ -172,7 +172,7 @@ impl Driver {
     }
 
     /// Tells the observer if something has panicked.
-    fn heard<T>(&self, result: Result<T, Panicked>) -> Result<T, Panicked> {
+    fn heard<T>(&self, result: Result<T, Box<Panicked>>) -> Result<T, Box<Panicked>> {
         let (session, observer) = (Some(self.entry.id), self.entry.observer());
         result.inspect_err(|panicked| observer.panicked(session, HANDLER, panicked))
     }

@@ -7,6 +7,7 @@ use super::handover::{self, Slot};
 use super::shape::{Kind, Shape};
 use crate::descriptor::Descriptor;
 use crate::limits::Limits;
+use crate::protocol::message::Value;
 use bytes::Bytes;
 use serde::de::Error;
 use std::cell::{Cell, RefCell};
@@ -18,7 +19,8 @@ const FLOOR: usize = 8 << 20;
 
 /// One value being read.
 pub(super) struct Decoding<'a> {
-    payload: &'a Bytes,
+    /// What the value is a part of, if that can be shared.
+    whole: Option<&'a Bytes>,
     fds: RefCell<Vec<Descriptor>>,
     limits: &'a Limits,
     /// How much memory this value may take.
@@ -34,16 +36,12 @@ pub(super) struct Decoding<'a> {
 
 impl<'a> Decoding<'a> {
     #[inline]
-    pub(super) fn new(
-        payload: &'a Bytes,
-        fds: Vec<Descriptor>,
-        limits: &'a Limits,
-    ) -> Decoding<'a> {
-        let floor = FLOOR.max(payload.len().saturating_mul(EXPANSION));
+    pub(super) fn new(mut value: Value<'a>, limits: &'a Limits) -> Decoding<'a> {
+        let floor = FLOOR.max(value.bytes.len().saturating_mul(EXPANSION));
         Decoding {
             budget: limits.max_memory.min(floor),
-            payload,
-            fds: RefCell::new(fds),
+            whole: value.whole,
+            fds: RefCell::new(value.take_fds()),
             limits,
             shape: Shape::new(),
             depth: Cell::new(0),
@@ -161,6 +159,9 @@ impl<'a> Decoding<'a> {
     pub(super) fn read_bytes<R>(&self, read: impl FnOnce() -> R) -> R {
         self.shape.add(Kind::Bytes);
         self.note_byte_string();
-        handover::open(Slot::TakeBytes(self.payload.clone()), read).0
+        match self.whole {
+            Some(whole) => handover::open(Slot::TakeBytes(whole.clone()), read).0,
+            None => read(),
+        }
     }
 }

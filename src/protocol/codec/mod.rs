@@ -14,7 +14,7 @@ mod variants;
 use self::deserializer::Part;
 use self::serializer::Encoding;
 use super::frame::Outgoing;
-use super::message::EncodedValue;
+use super::message::Value;
 use crate::limits::Limits;
 use bincode::config::Configuration;
 use bincode::enc::write::Writer;
@@ -34,7 +34,7 @@ pub(crate) fn encode<T>(value: &T, frame: &mut Outgoing, limits: &Limits) -> Res
 where
     T: Serialize + ?Sized,
 {
-    let encoding = Encoding::new(limits.max_depth);
+    let mut encoding = Encoding::new(limits.max_depth);
     let sink = Sink {
         buf: &mut frame.buf,
         encoding: &encoding,
@@ -52,17 +52,18 @@ where
 /// The bytes are not a `T` and nothing but a `T`, the types differ from the sender's, a descriptor is missing or
 /// left over, or a limit is exceeded; the text says which.
 #[inline]
-pub(crate) fn decode<T: DeserializeOwned>(
-    value: EncodedValue,
+pub(crate) fn decode<'a, T: DeserializeOwned>(
+    value: impl Into<Value<'a>>,
     limits: &Limits,
 ) -> Result<T, String> {
-    let EncodedValue { hash, bytes, fds } = value;
-    let decoding = decoding::Decoding::new(&bytes, fds, limits);
+    let value = value.into();
+    let (hash, bytes) = (value.hash, value.bytes);
+    let decoding = decoding::Decoding::new(value, limits);
     let whole = Part {
         seed: PhantomData::<T>,
         decoding: &decoding,
     };
-    match bincode::serde::seed_decode_from_slice(whole, &bytes, CONFIG) {
+    match bincode::serde::seed_decode_from_slice(whole, bytes, CONFIG) {
         Ok((value, used)) => decoding.accept(hash, bytes.len() - used).map(|()| value),
         Err(err) => Err(decoding.problem(&err.to_string())),
     }

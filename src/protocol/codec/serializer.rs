@@ -54,15 +54,15 @@ impl Encoding {
     }
 
     /// Puts what was set aside beside what was written, and gives the hash.
-    // Or else all of it is copied, to find most of it empty.
-    #[inline(always)]
-    pub(super) fn finish(self, frame: &mut Outgoing) -> u64 {
-        let (pieces, fds) = (self.pieces.into_inner(), self.fds.into_inner());
+    #[inline]
+    pub(super) fn finish(&mut self, frame: &mut Outgoing) -> u64 {
+        // Most times there is nothing, which is better seen than copied.
+        let (pieces, fds) = (self.pieces.get_mut(), self.fds.get_mut());
         if !pieces.is_empty() {
-            frame.pieces = pieces;
+            frame.pieces = std::mem::take(pieces);
         }
         if !fds.is_empty() {
-            frame.fds = fds;
+            frame.fds = std::mem::take(fds);
         }
         self.shape.hash()
     }

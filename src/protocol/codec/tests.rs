@@ -15,11 +15,10 @@ fn encoded<T: Serialize + ?Sized>(value: &T) -> (Vec<u8>, u64) {
     (bytes, hash)
 }
 
-fn received(bytes: &[u8], hash: Option<u64>) -> EncodedValue {
-    EncodedValue {
+fn received(bytes: &[u8], hash: Option<u64>) -> Value<'_> {
+    Value {
         hash,
-        bytes: Payload::copy_from_slice(bytes),
-        fds: Vec::new(),
+        ..Value::new(bytes)
     }
 }
 
@@ -84,7 +83,11 @@ fn a_long_byte_string_is_the_same_uncopied() {
     let (uncopied, hash) = encoded(&(1_u8, crate::Bytes::from(content.clone()), "end"));
     let (copied, same) = encoded(&(1_u8, serde_bytes_like(&content), "end"));
     assert_eq!((uncopied.clone(), hash), (copied, same));
-    let value = received(&uncopied, Some(hash));
+    let (whole, mut fds) = (Payload::from(uncopied), Vec::new());
+    let value = Value {
+        hash: Some(hash),
+        ..Value::shared(&whole, &mut fds)
+    };
     let payload = value.bytes.as_ptr_range();
     let (one, bytes, end) =
         decode::<(u8, crate::Bytes, String)>(value, &Limits::default()).unwrap();
@@ -126,23 +129,18 @@ fn everything_must_be_used_and_of_the_right_shape() {
 fn a_descriptor_can_be_taken_once_and_must_be() {
     let limits = Limits::default();
     let fd = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    let with = |bytes: &[u8], count: usize| {
-        let fds = (0..count).map(|_| fd().into()).collect();
-        EncodedValue {
-            hash: None,
-            bytes: Payload::copy_from_slice(bytes),
-            fds,
-        }
+    let decoded = |bytes: &[u8], count: usize| {
+        let mut fds = (0..count).map(|_| fd().into()).collect();
+        let value = Value {
+            fds: Some(&mut fds),
+            ..Value::new(bytes)
+        };
+        decode::<Vec<crate::Fd>>(value, &limits)
     };
     use std::os::fd::OwnedFd;
-    assert_eq!(
-        decode::<Vec<crate::Fd>>(with(b"\x02\x01\x00", 2), &limits)
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(decoded(b"\x02\x01\x00", 2).unwrap().len(), 2);
     let refused = |bytes: &[u8], count, reason: &str| {
-        let err = decode::<Vec<crate::Fd>>(with(bytes, count), &limits).unwrap_err();
+        let err = decoded(bytes, count).unwrap_err();
         assert!(err.contains(reason), "{err}");
     };
     refused(b"\x02\0\0", 2, "used twice");

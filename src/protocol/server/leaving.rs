@@ -4,7 +4,7 @@
 
 use super::{ServerSession, State};
 use crate::protocol::ending::Ending;
-use crate::protocol::message::{Call, Class, ErrorBody};
+use crate::protocol::message::{Arrived, Class, ErrorBody};
 use crate::protocol::outbox::Outbox;
 
 /// How a handler wants its connection closed.
@@ -64,7 +64,7 @@ impl ServerSession {
     }
 
     /// Answers a call that is not begun any more.
-    pub(super) fn refuse_to_begin(&mut self, call: &Call) {
+    pub(super) fn refuse_to_begin(&mut self, call: &Arrived) {
         let class = match self.leaving {
             Some(Ending::Stopping) => Class::Stopping,
             _ => Class::Closing,

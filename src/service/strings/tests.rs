@@ -11,7 +11,7 @@ fn list<E: AsRef<[u8]>>(parts: &[E]) -> Vec<Vec<u8>> {
 /// What a handler that takes a `T` is given, and how often it was tried.
 fn given<T: DeserializeOwned>(args: &[&[u8]]) -> Result<T, String> {
     let limits = Limits::default();
-    let handler = |value| codec::decode(value, &limits).map_err(Failure::Mismatch);
+    let handler = |mut value| codec::decode(&mut value, &limits).map_err(Failure::Mismatch);
     match call_with(&list(args), &limits, handler) {
         Ok(value) => Ok(value),
         Err(Failure::Mismatch(reason)) => Err(reason),
