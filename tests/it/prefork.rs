@@ -555,7 +555,11 @@ fn workers_have_no_descriptor_that_is_not_theirs() {
     // One of a later generation sees most of the others.
     let mut client = server.connect().unwrap();
     client.call::<_, ()>("abort", &()).unwrap_err();
-    let pool = until(&server, "it is replaced", all_serve(3));
+    // Whoever was asked what became of it may not have seen yet that nobody asks any more.
+    let is_quiet = |pool: &PoolStatus| {
+        all_serve(3)(pool) && pool.workers.iter().all(|worker| worker.connections == 0)
+    };
+    let pool = until(&server, "it is replaced", is_quiet);
     for worker in pool.workers {
         let open = crate::harness::descriptors(&worker.pid.to_string());
         let mut counts = BTreeMap::<String, usize>::new();
