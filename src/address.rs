@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The first line of an address that is written down.
@@ -26,7 +27,7 @@ const MAX_TEXT: u64 = 16 << 10;
 /// or through a descriptor.
 #[derive(Clone, Debug)]
 pub struct Address {
-    pub(crate) path: PathBuf,
+    pub(crate) path: Arc<Path>,
     pub(crate) password: Password,
     pub(crate) identity: Identity,
     /// The server has workers, who know what became of each other.
@@ -63,10 +64,10 @@ impl Identity {
 
 /// Connects to the socket at a path of any length; waits `patience` at most for a place in the listener's queue.
 pub(crate) fn connect_to_path(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
-    match path
-        .parent()
-        .filter(|_| path.as_os_str().len() > socket::MAX_PATH)
-    {
+    if path.as_os_str().len() <= socket::MAX_PATH {
+        return socket::connect(path, patience);
+    }
+    match path.parent() {
         Some(parent) => {
             socket::connect(&short_path(&file::open_directory(parent)?, path), patience)
         }
@@ -205,7 +206,7 @@ impl Address {
             }
         }
         Some(Address {
-            path: path?,
+            path: path?.into(),
             password: password?,
             identity: Identity {
                 pid: pid?,
@@ -251,7 +252,7 @@ mod tests {
         };
         let path = PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/a b\n\xff".to_vec()));
         let address = Address {
-            path,
+            path: path.into(),
             password: Password::generate().unwrap(),
             identity,
             has_workers: true,

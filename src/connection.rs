@@ -20,7 +20,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: Arc<Socket>,
-    receive_timeout: Option<Duration>,
+    /// In milliseconds, rounded up: each connection has this.
+    receive_timeout: Option<u32>,
     spinner: Spinner,
 }
 
@@ -155,12 +156,14 @@ impl Connection {
     fn limit_receive(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let fits = match (self.receive_timeout, limit) {
             (None, None) => true,
-            (Some(set), Some(limit)) => set <= limit,
+            (Some(set), Some(limit)) => Duration::from_millis(set.into()) <= limit,
             _ => false,
         };
         if !fits {
             socket::set_receive_timeout(&self.socket, limit)?;
-            self.receive_timeout = limit;
+            let millis = |limit: Duration| limit.as_micros().div_ceil(1000);
+            self.receive_timeout =
+                limit.map(|limit| u32::try_from(millis(limit)).unwrap_or(u32::MAX));
         }
         Ok(())
     }

@@ -104,14 +104,15 @@ impl ServerHandle {
             .send(&order, Some(Instant::now() + PATIENCE))
         {
             Ok(()) => {
-                let client = Client::over(ours, self.password.clone());
+                let mut client = Client::over(ours, self.password.clone());
                 // Whoever serves it may leave; there are others behind any listener of ours.
                 let mut homes = self.addresses.iter().map(|(_, address)| address);
                 let home = homes.find(|address| address.has_workers);
-                Ok(client.of_server_at(home.unwrap_or(self.address())))
+                client.is_at(home.unwrap_or(self.address()));
+                Ok(client)
             }
             Err(err) if is_gone(&err) => Err(ConnectError::NotRunning {
-                path: self.address().path.clone(),
+                path: self.address().path().into(),
             }),
             Err(err) if err.kind() == io::ErrorKind::TimedOut => {
                 Err(ConnectError::TimedOut(PATIENCE))

@@ -6,13 +6,15 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// How many bytes a generated password has.
 const GENERATED: usize = 32;
 
-/// A password between 16 and 96 bytes. Its `Debug` form is redacted, and it cannot be compared or displayed.
+/// A password between 16 and 96 bytes. Its `Debug` form is redacted, and it cannot be compared or displayed. Clones
+/// share the one copy in memory.
 ///
 /// ```
 /// let password = forkserver::Password::generate()?;
@@ -20,7 +22,7 @@ const GENERATED: usize = 32;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Password(Zeroizing<Vec<u8>>);
+pub struct Password(Arc<Zeroizing<Vec<u8>>>);
 
 impl Password {
     /// The fewest bytes a given password may have: 16, that is 128 bits if they are random.
@@ -38,7 +40,7 @@ impl Password {
         SysRng
             .try_fill_bytes(&mut bytes)
             .map_err(std::io::Error::other)?;
-        Ok(Password(bytes))
+        Ok(Password(Arc::new(bytes)))
     }
 
     /// A password of your own.
@@ -48,7 +50,7 @@ impl Password {
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Password, PasswordError> {
         let bytes = bytes.as_ref();
         match bytes.len() {
-            Password::MIN..=Password::MAX => Ok(Password(Zeroizing::new(bytes.to_vec()))),
+            Password::MIN..=Password::MAX => Ok(Password(Arc::new(Zeroizing::new(bytes.to_vec())))),
             length => Err(PasswordError { length }),
         }
     }

@@ -20,7 +20,7 @@ pub(super) fn connect_to(address: &Address, patience: Duration) -> Result<OwnedF
     match address.identity.is_peer_of(&connection) {
         Ok(true) => Ok(connection),
         Ok(false) => Err(ConnectError::Impostor {
-            path: address.path.clone(),
+            path: address.path().into(),
         }),
         Err(source) => Err(ConnectError::Io {
             action: "ask who listens",

@@ -79,17 +79,17 @@ impl Client {
         let connection = connect::connect_to(address, patience)?;
         let mut client = Client::over(connection, address.password.clone());
         client.fresh = Some(Box::new((address.clone(), Instant::now())));
-        Ok(client.of_server_at(address))
+        client.is_at(address);
+        Ok(client)
     }
 
     /// The server's address is this.
-    pub(crate) fn of_server_at(mut self, address: &Address) -> Client {
+    pub(crate) fn is_at(&mut self, address: &Address) {
         if address.has_workers {
             self.home = Some(Box::new(address.clone()));
             self.tag = workers::new_tag();
             self.session.set_tag(self.tag);
         }
-        self
     }
 
     /// A client over a connection whose other end is known to be the server's.

@@ -3,7 +3,11 @@
 //! Invariant: a connection is counted from before its thread starts until after its socket is closed; the count is
 //! made of guards and cannot drift.
 
+mod live;
+
+use self::live::Live;
 use super::Port;
+use super::numbered::Numbered;
 use crate::Password;
 use crate::channel::StopToken;
 use crate::context::{Control, Peer};
@@ -12,7 +16,7 @@ use crate::event::{Event, Observer};
 use crate::protocol::ending::Ending;
 use crate::sys::linger::Socket;
 use crate::sys::socket;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -37,7 +41,7 @@ pub(crate) struct Connections {
 
 #[derive(Default)]
 struct State {
-    live: HashMap<u64, Live>,
+    live: Numbered<Live>,
     /// By listener.
     ports: Vec<PortState>,
     /// How many of them a stream's handler has.
@@ -56,15 +60,6 @@ struct PortState {
     current: usize,
     /// Those who were there when it stopped.
     former: usize,
-}
-
-struct Live {
-    socket: Arc<Socket>,
-    /// The listener it came through, and how often that had stopped by then.
-    port: Option<(usize, u64)>,
-    dedicated: bool,
-    /// It had to make room for others.
-    crowded_out: bool,
 }
 
 /// Why a connection cannot be a stream's.
@@ -127,13 +122,7 @@ impl Connections {
         if came {
             state.ports[port.index].current += 1;
         }
-        let live = Live {
-            socket: Arc::clone(socket),
-            port: stops.map(|stops| (port.index, stops)),
-            dedicated: false,
-            crowded_out: false,
-        };
-        state.live.insert(id, live);
+        state.live.insert(id, Live::new(socket, port, stops));
         if came && port.bound.wire.asks_for_password() {
             state.strangers.insert(id);
         }
@@ -186,7 +175,7 @@ impl Connections {
     /// As [`Connections::drain`], for one listener; its streams are told to stop.
     pub(crate) fn drain_listener(&self, port: &Port) {
         let mut state = self.lock();
-        let theirs = |live: &&Live| live.port.is_some_and(|(index, _)| index == port.index);
+        let theirs = |live: &&Live| live.came_through(port).is_some();
         let ordinary = state.live.values().filter(|live| !live.dedicated);
         // What the others have sent by now is still answered, or refused.
         ordinary
@@ -215,10 +204,7 @@ impl Connections {
     /// Ends the connections that a listener had when it stopped for that time, whatever is under way.
     pub(crate) fn cut_listener(&self, port: &Port, time: u64) {
         let state = self.lock();
-        let is_former = |live: &&Live| {
-            live.port
-                .is_some_and(|(index, stops)| index == port.index && stops < time)
-        };
+        let is_former = |live: &&Live| live.came_through(port).is_some_and(|stops| stops < time);
         let former = state.live.values().filter(is_former);
         former.for_each(|live| socket::shut_down(&*live.socket));
     }

@@ -6,6 +6,7 @@
 use super::connections::{Connections, Left};
 use super::deadlines::Deadlines;
 use super::driver::{Driver, Turn};
+use super::numbered::Numbered;
 use super::parking::WAKER;
 use super::reception::{Reception, listener_of};
 use super::threads::Threads;
@@ -15,7 +16,7 @@ use crate::error::StopReason;
 use crate::service::StreamTask;
 use crate::sys::epoll::{EventSet, Interest};
 use crate::wait::Spinner;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +37,7 @@ pub(crate) struct Evented {
     connections: Arc<Connections>,
     events: Arc<EventSet>,
     reception: Reception,
-    seats: HashMap<u64, Seat>,
+    seats: Numbered<Seat>,
     deadlines: Deadlines,
     /// Sessions that can go on at once, and let others go first.
     ready: VecDeque<u64>,
@@ -101,7 +102,7 @@ impl Evented {
             reception: Reception::open(Arc::clone(&site), hosts, watched)?,
             connections,
             events,
-            seats: HashMap::new(),
+            seats: Numbered::default(),
             deadlines: Deadlines::default(),
             ready: VecDeque::new(),
             returned: Arc::new(Returned {

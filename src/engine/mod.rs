@@ -10,6 +10,7 @@ mod driver;
 mod evented;
 mod living;
 mod loans;
+mod numbered;
 mod parking;
 mod reception;
 mod talk;

@@ -5,9 +5,10 @@
 
 use super::deadlines::Deadlines;
 use super::driver::Driver;
+use super::numbered::Numbered;
 use crate::context::Control;
 use crate::sys::epoll::{EventSet, Interest};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ pub(super) struct Parking {
 
 #[derive(Default)]
 struct Lot {
-    sessions: HashMap<u64, Box<Driver>>,
+    sessions: Numbered<Box<Driver>>,
     /// Sessions that could go on at once, and give others the precedence.
     queued: VecDeque<Box<Driver>>,
     deadlines: Deadlines,

@@ -148,6 +148,8 @@ thread_local! {
     static SPARE: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
 }
 
+/// What most frames fit in.
+const SMALL: usize = 128;
 /// No more than this is kept for the next frame.
 const MAX_SPARE: usize = 4096;
 
@@ -179,12 +181,14 @@ impl Outgoing {
                 kind,
                 flags: 0,
                 id,
-                buf: Vec::with_capacity(128),
+                buf: Vec::new(),
                 pieces: Vec::new(),
                 fds: Vec::new(),
             })
         });
         (draft.kind, draft.flags, draft.id) = (kind, 0, id);
+        // The last frame may have left with its memory.
+        draft.buf.reserve(SMALL);
         draft.buf.extend_from_slice(&[0; HEADER_LEN]);
         Outgoing(draft)
     }

@@ -33,8 +33,8 @@ pub(crate) struct Inbox {
     arrivals: VecDeque<Arrival>,
     /// The frame that is being read.
     opened: Opened,
-    /// How long the last frame was.
-    last_total: usize,
+    /// How long the payload of the last frame was.
+    last_len: u32,
     /// How long the message under way is at least, where it is no frame, and only its reader knows.
     expected: Option<NonZeroUsize>,
     eof: bool,
@@ -67,7 +67,7 @@ impl Inbox {
             position: 0,
             arrivals: VecDeque::new(),
             opened: Opened::Nothing,
-            last_total: 0,
+            last_len: 0,
             expected: None,
             eof: false,
             bounds,
@@ -87,7 +87,9 @@ impl Inbox {
                 .saturating_sub(self.bytes.len())
                 .clamp(SMALL_READ, self.bytes.len().max(LONG_READ)),
             // The next one may be like the last: then it comes in one read. Room for a longer one grows as it comes.
-            _ if self.last_total <= MAX_READ => self.last_total.max(SMALL_READ),
+            _ if self.last_len as usize <= MAX_READ => {
+                (HEADER_LEN + self.last_len as usize).max(SMALL_READ)
+            }
             _ => SMALL_READ,
         };
         if self.bytes.capacity() - self.bytes.len() < room {
@@ -202,7 +204,7 @@ impl Inbox {
             Opened::InPlace(header) => {
                 self.bytes.advance(header.total());
                 self.position += header.total() as u64;
-                self.last_total = header.total();
+                self.last_len = header.len;
             }
             Opened::Apart(_) => {}
         }
@@ -227,7 +229,7 @@ impl Inbox {
         let mut payload = self.bytes.split_to(total).freeze();
         payload.advance(HEADER_LEN);
         self.position += total as u64;
-        self.last_total = total;
+        self.last_len = header.len;
         self.no_stray_fds()?;
         Ok(Some(Frame {
             header,

@@ -64,7 +64,7 @@ pub(crate) struct ServerSession {
     /// Calls that were begun.
     calls: u64,
     /// Answers that are queued and have not left.
-    held: usize,
+    held: u32,
     /// More is queued than `high_watermark`, and not yet as little as `low_watermark`.
     is_pressed: bool,
     /// The last answer must leave before the next call is taken.

@@ -276,15 +276,16 @@ impl Server {
         let deadline = Instant::now().checked_add(self.start_timeout);
         match setup::next_report(&child, self.start_timeout, deadline) {
             Ok(_) => {
-                let address = |((name, path, password), is_native): ((Arc<str>, _, _), bool)| {
-                    let address = Address {
-                        path,
-                        password,
-                        identity,
-                        has_workers: is_native && self.prefork.is_some(),
+                let address =
+                    |((name, path, password), is_native): ((Arc<str>, PathBuf, _), bool)| {
+                        let address = Address {
+                            path: path.into(),
+                            password,
+                            identity,
+                            has_workers: is_native && self.prefork.is_some(),
+                        };
+                        (name.to_string(), address)
                     };
-                    (name.to_string(), address)
-                };
                 let addresses = places.into_iter().map(address).collect();
                 Ok(ServerHandle::new(child, addresses, footprints, self.grace))
             }

@@ -277,7 +277,7 @@ fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
     let address = |bound: &Bound| {
         let (name, path, password) = bound.place();
         let address = Address {
-            path,
+            path: path.into(),
             password,
             identity,
             has_workers: bound.is_native() && server.prefork.is_some(),

@@ -21,7 +21,7 @@ impl Driver {
         let Talk::Native { session, .. } = &mut self.talk else {
             return false;
         };
-        if session.outbox.queued() == 0 {
+        if !session.has_to_lend() {
             return false;
         }
         let connection = &self.connection;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: it stays within `max_in_flight`, `high_watermark` and `max_queued`.
 
-use super::ServerSession;
+use super::{ServerSession, State};
 use crate::protocol::frame::HEADER_LEN;
 use crate::protocol::outbox::Outbox;
 
@@ -15,6 +15,13 @@ impl ServerSession {
     /// Whether so much is queued that no call is taken until most of it has left.
     pub(crate) fn is_pressed(&self) -> bool {
         self.is_pressed
+    }
+
+    /// Whether something is queued that the client might need before the call is answered that has just arrived. One that
+    /// will send nothing more does not need the welcome alone.
+    pub(crate) fn has_to_lend(&self) -> bool {
+        let is_last = matches!(&self.state, State::Calling(call) if call.last);
+        self.outbox.queued() > 0 && !(self.holds_welcome && is_last)
     }
 
     /// Exchanges what is queued for an empty outbox while a call is being answered: somebody else may send of it.
@@ -33,7 +40,7 @@ impl ServerSession {
         let room = self.limits.max_queued.saturating_sub(self.outbox.queued());
         !self.is_pressed
             && !self.is_urgent
-            && self.held < self.limits.max_in_flight
+            && (self.held as usize) < self.limits.max_in_flight
             && room >= HEADER_LEN + self.limits.max_frame
     }
 
