@@ -95,7 +95,7 @@ impl Gate {
             ceiling: AtomicUsize::new(limits.max_connections),
             wanted: AtomicUsize::new(usize::MAX),
             paused: AtomicBool::new(false),
-            own: Board::of_one()?.region(0),
+            own: Board::of_one().region(0),
             of_worker: OnceLock::new(),
             last_end: AtomicU64::new(0),
             waker: Waker::new()?,

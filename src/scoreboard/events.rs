@@ -76,7 +76,7 @@ impl Board {
 
     fn event(&self, number: u64) -> &[AtomicU64] {
         let place = LAST + 1 + (number as usize % KEPT) * WORDS;
-        &self.words.words()[place..place + WORDS]
+        &self.words()[place..place + WORDS]
     }
 
     /// What has happened, the oldest first, and when.

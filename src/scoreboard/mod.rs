@@ -44,10 +44,19 @@ const EVENTS: usize = ENTRIES + REGIONS * ENTRY;
 /// And, for each slot, the region of the worker that serves there, and 1; 0: none does.
 const SERVING: usize = EVENTS + events::LEN;
 
+/// Where it is.
+#[derive(Debug)]
+enum Words {
+    /// In memory that the processes share which are forked later.
+    Shared(SharedWords),
+    /// In ordinary memory, which costs neither a file in memory nor a page of its own.
+    Own(Box<[AtomicU64; region::HEADER]>),
+}
+
 /// The whole of it.
 #[derive(Debug)]
 pub(crate) struct Board {
-    words: SharedWords,
+    words: Words,
     regions: usize,
     /// How many calls each can show.
     cells: usize,
@@ -67,7 +76,7 @@ impl Board {
     ) -> io::Result<Arc<Board>> {
         let len = head_len() + REGIONS * region::len(cells);
         Ok(Arc::new(Board {
-            words: SharedWords::new(len)?,
+            words: Words::Shared(SharedWords::new(len)?),
             regions: REGIONS,
             cells,
             patience: patience.map(clock::nanos),
@@ -76,14 +85,14 @@ impl Board {
     }
 
     /// A board for one server, which nobody else looks at.
-    pub(crate) fn of_one() -> io::Result<Arc<Board>> {
-        Ok(Arc::new(Board {
-            words: SharedWords::new(region::HEADER)?,
+    pub(crate) fn of_one() -> Arc<Board> {
+        Arc::new(Board {
+            words: Words::Own(Box::new([const { AtomicU64::new(0) }; region::HEADER])),
             regions: 0,
             cells: 0,
             patience: None,
             names: Vec::new(),
-        }))
+        })
     }
 
     /// Whether there is a monitor, who writes to the head.
@@ -97,8 +106,15 @@ impl Board {
         self.names.get(number).map(String::as_str)
     }
 
+    fn words(&self) -> &[AtomicU64] {
+        match &self.words {
+            Words::Shared(words) => words.words(),
+            Words::Own(words) => &**words,
+        }
+    }
+
     fn word(&self, index: usize) -> &AtomicU64 {
-        &self.words.words()[index]
+        &self.words()[index]
     }
 
     fn load(&self, index: usize) -> u64 {
@@ -129,12 +145,15 @@ impl Board {
     /// Where a worker's signal handler may write where its thread is: how many addresses, and the addresses.
     pub(crate) fn trace(&self, region: usize) -> &[AtomicU64] {
         let first = self.range_of(region).start + region::TRACE;
-        &self.words.words()[first..=first + region::MAX_TRACE]
+        &self.words()[first..=first + region::MAX_TRACE]
     }
 
     /// Keeps this process from writing to anything but its own region.
     pub(crate) fn protect_except(&self, region: usize) -> io::Result<()> {
-        self.words.protect_except(self.range_of(region))
+        match &self.words {
+            Words::Shared(words) => words.protect_except(self.range_of(region)),
+            Words::Own(_) => Ok(()),
+        }
     }
 
     fn entry(region: usize) -> usize {
@@ -153,7 +172,7 @@ impl Board {
         let entry = Board::entry(region);
         let former = self.word(entry + GENERATION).swap(0, Ordering::AcqRel);
         if former != 0 {
-            let words = &self.words.words()[self.range_of(region)];
+            let words = &self.words()[self.range_of(region)];
             words
                 .iter()
                 .for_each(|word| word.store(0, Ordering::Relaxed));
