@@ -61,7 +61,7 @@ pub(super) enum Relief {
 }
 
 impl Crew {
-    /// A crew of one thread, which is about to be started.
+    /// A crew of one thread, which is about to be started. The watchdog looks from the start on.
     pub(super) fn new(max_threads: usize) -> Crew {
         Crew {
             lead: AtomicU64::new(NOBODY),
@@ -72,7 +72,7 @@ impl Crew {
             max_threads: max_threads.max(1),
             looks: AtomicU64::new(0),
             no_spawn_before: AtomicU64::new(0),
-            watched: AtomicBool::new(false),
+            watched: AtomicBool::new(true),
             state: Mutex::new(State {
                 last_token: CALLED,
                 ..State::default()

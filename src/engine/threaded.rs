@@ -103,8 +103,12 @@ impl Threaded {
 
     pub(super) fn begin_drain(&mut self) {
         self.shared.reception.stop();
-        self.shared.connections.drain(&self.shared.site.ports);
-        self.shared.wake();
+        let connections = &self.shared.connections;
+        connections.drain(&self.shared.site.ports);
+        // A leader that has nobody to look after sleeps on until the end.
+        if !matches!(connections.wait_for_all(Instant::now()), Left::Nothing) {
+            self.shared.wake();
+        }
     }
 
     /// Threads that have no connection any more have some time to end.
