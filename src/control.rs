@@ -246,12 +246,11 @@ impl ControlLine {
         &self,
         deadline: Option<Instant>,
     ) -> io::Result<Option<T>> {
-        if !poll::readable([Some(self.as_fd())], deadline)?[0] {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
+        let len = self.next_len(deadline)?;
         let mut inbox = Inbox::new(Bounds::new(MAX_MESSAGE, MAX_FDS, 0));
         let buffer = inbox.receive_buffer();
-        buffer.reserve(HEADER_LEN + MAX_MESSAGE);
+        // No more: whoever has just been forked, or has just forked, pays for each page that is touched.
+        buffer.reserve(len.min(HEADER_LEN + MAX_MESSAGE));
         let received = rights::receive(&self.0, buffer, Rights::Accept, true)?;
         if received.lost {
             return Err(io::Error::new(
@@ -273,6 +272,19 @@ impl ControlLine {
         value
             .map(Some)
             .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+    }
+
+    /// How long the next message is, 0 at the end of the line.
+    fn next_len(&self, deadline: Option<Instant>) -> io::Result<usize> {
+        loop {
+            match rights::next_len(&self.0) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            if !poll::readable([Some(self.as_fd())], deadline)?[0] {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
     }
 }
 

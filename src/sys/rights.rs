@@ -85,6 +85,16 @@ pub(crate) fn receive_at_most(
     })
 }
 
+/// How long the next message is that has come to a socket which keeps them apart; it stays there. 0: the other side has
+/// finished.
+pub(crate) fn next_len(socket: &impl AsFd) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: no byte is to be written, so that no buffer is needed.
+    let len = unsafe { libc::recv(fd, std::ptr::null_mut(), 0, flags) };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
 /// All descriptors in the control data of a received message.
 fn installed(message: &libc::msghdr) -> Vec<OwnedFd> {
     let mut fds = Vec::new();
