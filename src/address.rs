@@ -114,7 +114,7 @@ impl Address {
     pub fn load(path: impl AsRef<Path>) -> Result<Address, ConnectError> {
         let file = File::open(path).connect("open the address file")?;
         let info = file.metadata().connect("look at the address file")?;
-        let (uid, _) = crate::sys::process::effective_ids();
+        let uid = crate::sys::process::effective_user();
         if info.uid() != uid && info.uid() != 0 {
             return Err(ConnectError::BadAddress(
                 "its file belongs to another user".into(),

@@ -43,7 +43,6 @@ impl Bound {
         let refused = socket::allow_rights(&self.socket, false).start("refuse descriptors")?;
         // Who has connected before, to a socket that was handed in, could send them.
         self.refuses_rights = refused && self.footprint.is_some();
-        socket::set_nonblocking(&self.socket).start("set up the socket")?;
         self.footprint
             .as_ref()
             .map(Footprint::try_clone)

@@ -105,12 +105,17 @@ impl Footprint {
     /// Removes the socket, if it still is ours. What cannot be removed stays: a later start at the same path
     /// finds it dead.
     fn remove(&self) {
-        self.remove_socket();
         match &self.kind {
             FootprintKind::Private(path) => {
-                let _ = file::remove_directory(path);
+                let _ = file::remove_if(&self.directory, &self.name, self.id);
+                // It is empty then, unless the socket has its other name.
+                if file::remove_directory(path).is_err() {
+                    self.remove_socket();
+                    let _ = file::remove_directory(path);
+                }
             }
             FootprintKind::Locked(name) => {
+                self.remove_socket();
                 // Whoever has the lock may be a successor; a server removes its own while it still has it.
                 if let Ok(lock) = file::open(&self.directory, name) {
                     if file::try_lock(&lock).unwrap_or(false) {

@@ -38,7 +38,7 @@ impl Lock {
                 continue;
             };
             let opened = file::look_at(&file).start("look at the lock file")?;
-            let (uid, _) = process::effective_ids();
+            let uid = process::effective_user();
             if opened.uid != uid && opened.uid != 0 {
                 return Err(in_use(path, "its lock file belongs to another user"));
             }

@@ -169,7 +169,7 @@ impl Listener {
         let Placed { socket, path, ours } = placed;
         let (lock, footprint) = ours.unzip();
         let name = Arc::clone(&self.name);
-        let (uid, _) = process::effective_ids();
+        let uid = process::effective_user();
         let admitted = [Some(0), Some(uid), self.user.map(|(uid, _)| uid)]
             .into_iter()
             .flatten()
@@ -284,7 +284,7 @@ impl Listener {
         parent: &Path,
         name: &OsStr,
     ) -> Result<(OwnedFd, FileId), StartError> {
-        let socket = socket::stream().start("make a socket")?;
+        let socket = socket::listener().start("make a socket")?;
         let whole = parent.join(name);
         let path = short_path(directory, &whole);
         match socket::bind(&socket, &path) {
@@ -300,12 +300,12 @@ impl Listener {
             }
         }
         let name = Path::new(name);
-        let finish = || {
-            file::require_mode(directory, name, 0o700)?;
+        let finish = || -> std::io::Result<FileId> {
+            let id = file::require_mode(directory, name, 0o700)?;
             if let Some((uid, gid)) = self.user {
                 file::give_to(directory, name, uid, gid)?;
             }
-            file::look(directory, name).map(|info| info.id)
+            Ok(id)
         };
         let id = finish()
             .start("set up the socket's file")
@@ -318,6 +318,7 @@ impl Listener {
     fn adopt(&self, fd: &OwnedFd) -> Result<Placed, StartError> {
         let copy = fd.try_clone().start("copy the listener's descriptor")?;
         let socket = std::os::unix::net::UnixListener::from(copy);
+        socket.set_nonblocking(true).start("set up the socket")?;
         let address = socket
             .local_addr()
             .start("ask for the listener's address")?;
@@ -369,7 +370,7 @@ pub(crate) fn short_path(directory: &impl AsFd, path: &Path) -> PathBuf {
 
 /// Where private directories are made: where `user`, if it is another than this process's, can remove its own.
 fn runtime_directory(user: Option<(u32, u32)>) -> Result<PathBuf, StartError> {
-    let (uid, _) = process::effective_ids();
+    let uid = process::effective_user();
     let uid = user.map_or(uid, |(uid, _)| uid);
     if let Some(path) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         // It may be another user's, after sudo.
@@ -397,7 +398,7 @@ fn require_safe(path: &Path) -> Result<(), StartError> {
 
 fn require_safe_directory(path: &Path, info: &Info) -> Result<(), StartError> {
     const STICKY: u32 = 0o1000;
-    let (uid, _) = process::effective_ids();
+    let uid = process::effective_user();
     let reason = if info.uid != uid && info.uid != 0 {
         "it belongs to another user"
     } else if info.mode & 0o022 != 0 && info.mode & STICKY == 0 {

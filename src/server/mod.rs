@@ -267,7 +267,10 @@ impl Server {
                 return Err(err);
             }
         };
-        let (uid, _) = self.become_user.unwrap_or_else(process::effective_ids);
+        let uid = match self.become_user {
+            Some((uid, _)) => uid,
+            None => process::effective_user(),
+        };
         let identity = Identity {
             pid: child.pid,
             uid,

@@ -268,7 +268,7 @@ pub(super) fn remove_files(bound: &[Bound]) {
 }
 
 fn initialize(server: &Server, bound: &[Bound]) -> Result<Control, Failure> {
-    let (uid, _) = process::effective_ids();
+    let uid = process::effective_user();
     let identity = Identity {
         pid: std::process::id(),
         uid,

@@ -174,7 +174,7 @@ impl Process {
 /// others.
 fn allowed_user(peer: Peer, wanted: Option<(u32, u32, Vec<u32>)>) -> Result<Option<User>, i32> {
     let to_user = |(uid, gid, groups)| User { uid, gid, groups };
-    let (own, _) = process::effective_ids();
+    let own = process::effective_user();
     if peer.uid == 0 || peer.uid == own {
         return Ok(wanted.map(to_user));
     }

@@ -82,8 +82,10 @@ pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
         let number = name.to_str().and_then(|name| name.parse().ok());
         numbers.push(number.ok_or(io::ErrorKind::InvalidData)?);
     }
-    // The directory itself is among them, and closed by now.
-    numbers.retain(|&fd| is_open(fd));
+    // The directory itself is among them, and closed by now. It was opened last, so that it is likely to be the last.
+    if let Some(place) = numbers.iter().rposition(|&fd| !is_open(fd)) {
+        numbers.remove(place);
+    }
     Ok(numbers)
 }
 

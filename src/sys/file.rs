@@ -91,10 +91,13 @@ pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
 /// Makes a directory that nobody else can enter, with an unforeseeable name.
 pub(crate) fn make_private_directory(parent: &Path, prefix: &str) -> io::Result<PathBuf> {
     let path = nix::unistd::mkdtemp(&parent.join(format!("{prefix}XXXXXX")))?;
-    require_mode(&nix::fcntl::AT_FDCWD, &path, 0o700).inspect_err(|_| {
-        let _ = remove_directory(&path);
-    })?;
-    Ok(path)
+    match require_mode(&nix::fcntl::AT_FDCWD, &path, 0o700) {
+        Ok(_) => Ok(path),
+        Err(err) => {
+            let _ = remove_directory(&path);
+            Err(err)
+        }
+    }
 }
 
 pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
@@ -127,20 +130,17 @@ pub(crate) fn try_lock(file: &impl AsFd) -> io::Result<bool> {
 }
 
 /// Makes sure that the file that `name` is now, and no other, has exactly this mode, whatever the umask has taken
-/// away from it.
-pub(crate) fn require_mode(directory: &impl AsFd, name: &Path, mode: u32) -> io::Result<()> {
-    if look(directory, name)?.mode == mode {
-        return Ok(());
+/// away from it, and says which file that is.
+pub(crate) fn require_mode(directory: &impl AsFd, name: &Path, mode: u32) -> io::Result<FileId> {
+    let info = look(directory, name)?;
+    if info.mode == mode {
+        return Ok(info.id);
     }
     let pinned = pin(directory, name)?;
     let mode = Mode::from_bits_truncate(mode);
     let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-    Ok(nix::sys::stat::fchmodat(
-        directory,
-        &descriptor_path(&pinned),
-        mode,
-        follow,
-    )?)
+    nix::sys::stat::fchmodat(directory, &descriptor_path(&pinned), mode, follow)?;
+    Ok(look_at(&pinned)?.id)
 }
 
 /// Gives the file that `name` is now, and no other, to a user.

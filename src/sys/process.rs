@@ -192,11 +192,9 @@ pub(crate) fn take_name_from_command_line() {
     }
 }
 
-pub(crate) fn effective_ids() -> (u32, u32) {
-    (
-        nix::unistd::geteuid().as_raw(),
-        nix::unistd::getegid().as_raw(),
-    )
+/// The user whose rights this process has.
+pub(crate) fn effective_user() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }
 
 /// The name that tells this process from all others that ever were, where the kernel has one.

@@ -26,13 +26,19 @@ pub(crate) struct Credentials {
     pub(crate) gid: u32,
 }
 
-pub(crate) fn stream() -> io::Result<OwnedFd> {
+fn stream(flags: SockFlag) -> io::Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
     Ok(socket::socket(
         AddressFamily::Unix,
         SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
+        flags,
         None,
     )?)
+}
+
+/// A socket to listen on, whose operations fail where they would wait.
+pub(crate) fn listener() -> io::Result<OwnedFd> {
+    stream(SockFlag::SOCK_NONBLOCK)
 }
 
 /// A connected pair of stream sockets.
@@ -74,19 +80,6 @@ const BACKLOG: i32 = 1024;
 /// Starts to listen, or listens anew: the kernel attests the process that did it last to clients.
 pub(crate) fn listen(socket: &impl AsFd) -> io::Result<()> {
     Ok(socket::listen(&socket.as_fd(), Backlog::new(BACKLOG)?)?)
-}
-
-/// Makes operations on a socket fail where they would wait.
-pub(crate) fn set_nonblocking(socket: &impl AsFd) -> io::Result<()> {
-    let flags = nix::fcntl::OFlag::from_bits_truncate(nix::fcntl::fcntl(
-        socket.as_fd(),
-        nix::fcntl::FcntlArg::F_GETFL,
-    )?);
-    nix::fcntl::fcntl(
-        socket.as_fd(),
-        nix::fcntl::FcntlArg::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK),
-    )?;
-    Ok(())
 }
 
 /// Lets descriptors be sent to this socket, or refuses them at the sender (since Linux 6.16). `false`: this
@@ -143,7 +136,7 @@ pub(crate) fn accept(listener: &impl AsFd) -> io::Result<Option<OwnedFd>> {
 
 /// Connects; waits `patience` at most for a place in the listener's queue.
 pub(crate) fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
-    let socket = stream()?;
+    let socket = stream(SockFlag::empty())?;
     let address = UnixAddr::new(path)?;
     set_send_timeout(&socket, Some(patience))?;
     retry(|| Ok(socket::connect(socket.as_raw_fd(), &address)?))?;
