@@ -47,7 +47,10 @@ impl Drop for Life {
     fn drop(&mut self) {
         let mut number = self.0.lock();
         *number -= 1;
-        if *number == 0 {
+        let was_last = *number == 0;
+        // Whoever waits would wake up only to wait for the lock.
+        drop(number);
+        if was_last {
             self.0.ended.notify_all();
         }
     }
