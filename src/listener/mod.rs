@@ -387,11 +387,8 @@ fn runtime_directory(user: Option<(u32, u32)>) -> Result<PathBuf, StartError> {
 /// Nobody but this user and root may be able to replace a socket in this directory, or a directory on the way to it.
 fn require_safe(path: &Path) -> Result<(), StartError> {
     for directory in path.ancestors() {
-        let opened = file::open_path(directory).start("open the socket's directory")?;
-        require_safe_directory(
-            directory,
-            &file::look_at(&opened).start("look at the socket's directory")?,
-        )?;
+        let info = file::look_through(directory).start("look at the socket's directory")?;
+        require_safe_directory(directory, &info)?;
     }
     Ok(())
 }

@@ -70,20 +70,16 @@ pub(crate) fn look_at(file: &impl AsFd) -> io::Result<Info> {
     Ok(Info::new(&nix::sys::stat::fstat(file)?))
 }
 
+/// Looks at what a path leads to, links followed. That needs no right to read it.
+pub(crate) fn look_through(path: &Path) -> io::Result<Info> {
+    Ok(Info::new(&nix::sys::stat::stat(path)?))
+}
+
 /// Opens a directory to work in.
 pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(
         path,
         OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)
-}
-
-/// Opens a directory to look at it, which needs no right to read it.
-pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    Ok(nix::fcntl::open(
-        path,
-        OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?)
 }
