@@ -230,6 +230,8 @@ impl Pool {
                 self.worn.retain(|(old, _)| *old != transit.old);
                 self.back_out(transit.reason);
             }
+            // What was started before a reload says nothing about those that are started by it.
+            None if worker.generation <= self.outdated => {}
             None => drop(self.given_up.insert(worker.slot)),
         }
     }

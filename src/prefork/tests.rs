@@ -248,6 +248,23 @@ fn a_failed_start_takes_the_slot_out_and_a_reload_brings_it_back() {
 }
 
 #[test]
+fn a_start_that_a_reload_has_come_upon_may_fail_once_more() {
+    let mut world = World::new(2);
+    world.all_ready();
+    world.die(1, Exit::Signal(9));
+    // The successor has found out already why it cannot start, and has not said so.
+    world.pool.reload();
+    world.settle();
+    world.pool.failed(3, "no".into(), world.now);
+    world.die(3, Exit::Code(1));
+    world.all_ready();
+    world.die(2, Exit::Code(0));
+    assert_eq!(world.alive.len(), 2);
+    assert!(world.alive.iter().all(|alive| alive.worker.generation > 3));
+    assert_eq!(world.has_told(&PoolEvent::Reloaded), 1);
+}
+
+#[test]
 fn when_all_slots_have_failed_there_is_no_hope() {
     let mut world = World::new(1);
     world.all_ready();
