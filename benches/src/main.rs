@@ -165,12 +165,21 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|err| format!("{}: {err}", path.display()))
 }
 
-/// Where all sockets of a run are; with it they go.
+/// Where all sockets of a run are, everybody's; with it they go.
 struct Directory(PathBuf);
+
+/// A file system in memory, as the directory is in which a login has its sockets (`XDG_RUNTIME_DIR`). On a disk, to
+/// remove a directory may take as long as all the rest of a server's life.
+const IN_MEMORY: &str = "/dev/shm";
 
 impl Directory {
     fn new() -> std::io::Result<Directory> {
-        let path = std::env::temp_dir().join(format!("bench.{}", std::process::id()));
+        let name = format!("bench.{}", std::process::id());
+        let in_memory = PathBuf::from(IN_MEMORY).join(&name);
+        if std::fs::create_dir(&in_memory).is_ok() {
+            return Ok(Directory(in_memory));
+        }
+        let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path)?;
         Ok(Directory(path))
     }
