@@ -8,6 +8,7 @@ use crate::sys::poll;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const LEFT_FOR: Duration = Duration::from_millis(1);
 pub(super) struct Doorway {
     door: Mutex<Door>,
     events: OnceLock<Arc<EventSet>>,
+    /// Somebody has come in, so that it is another process's turn before this one sleeps again.
+    is_used: AtomicBool,
 }
 
 /// How long nobody is accepted after the system refused a connection, at first and at most.
@@ -105,12 +108,30 @@ impl Port {
         if !self.bound.is_lent() || !door.watched {
             return false;
         }
-        self.watch(door, false);
-        if is_idler() && poll::is_readable(self.bound.socket.as_fd()) {
+        let leaves = is_idler() && poll::is_readable(self.bound.socket.as_fd());
+        if leaves {
+            self.watch(door, false);
             door.returns = Instant::now().checked_add(LEFT_FOR);
-            return true;
         }
-        self.watch(door, true);
-        false
+        self.doorway.is_used.store(!leaves, Ordering::Relaxed);
+        leaves
+    }
+
+    /// This process is going to sleep: if it has let somebody in, it goes to the end of the queue of those whom the kernel
+    /// wakes. Not before, because whoever came in shall not wait for that.
+    pub(super) fn end_turn(&self) {
+        let is_used = &self.doorway.is_used;
+        if is_used.load(Ordering::Relaxed) && is_used.swap(false, Ordering::Relaxed) {
+            self.queue_anew();
+        }
+    }
+
+    /// Goes to the end of the queue, if this process looks at the listener. Whoever waits there is seen.
+    pub(super) fn queue_anew(&self) {
+        let mut door = self.door();
+        if door.watched {
+            self.watch(&mut door, false);
+            self.watch(&mut door, true);
+        }
     }
 }

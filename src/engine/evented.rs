@@ -176,6 +176,7 @@ impl Evented {
                 .min(),
             false => Some(Instant::now()),
         };
+        self.reception.end_turns();
         let mut names = std::mem::take(&mut self.names);
         let waited = self.wait(&mut names, until);
         if self.ready.len() > 1 || names.iter().any(|name| !self.has_turn_to_come(*name)) {

@@ -119,6 +119,11 @@ impl Reception {
         }
     }
 
+    /// To be called before this process sleeps: see [`Port::end_turn`].
+    pub(super) fn end_turns(&self) {
+        self.site.ports.iter().for_each(|port| port.end_turn());
+    }
+
     /// Takes a connection of the owner's in.
     pub(super) fn take_on(&self, socket: OwnedFd) -> io::Result<Option<Box<Driver>>> {
         let mut driver = self.admit(socket, &self.site.ports[0], false)?;
@@ -302,13 +307,8 @@ impl Reception {
     /// Looks whether somebody waits for a listener that others look at, too: the kernel tells one of them only, who may not
     /// have got round to it.
     pub(super) fn look_again(&self) {
-        for port in self.site.ports.iter().filter(|port| port.bound.is_lent()) {
-            let mut door = port.door();
-            if door.watched {
-                port.watch(&mut door, false);
-                port.watch(&mut door, true);
-            }
-        }
+        let lent = self.site.ports.iter().filter(|port| port.bound.is_lent());
+        lent.for_each(|port| port.queue_anew());
     }
 
     /// This process may have been told of somebody whom it does not take: the others shall look.

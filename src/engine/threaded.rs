@@ -269,6 +269,7 @@ impl Shared {
     }
 
     fn next_event(&self) -> io::Result<Option<u64>> {
+        self.reception.end_turns();
         let alone = !self.crew.has_reserve();
         if !alone && self.crowded.load(Ordering::Relaxed) {
             self.crowded.store(false, Ordering::Relaxed);
