@@ -227,7 +227,7 @@ impl ServerHandle {
     ///
     /// # Errors
     /// As [`ServerHandle::status`], but however long it takes; [`ControlError::NoWorkers`];
-    /// [`ControlError::NotReloaded`]: the others stay.
+    /// [`ControlError::NotReloaded`]: one of the new ones does not serve; the others stay.
     pub fn reload(&self) -> Result<(), ControlError> {
         self.ask(Request::Reload, None).map(drop)
     }

@@ -2,9 +2,19 @@
 //!
 //! Invariant: it goes through its phases in one direction.
 
-use crate::scoreboard::ReplaceReason;
+use crate::scoreboard::{PoolEvent, ReplaceReason};
 use crate::worker::Worker;
 use std::time::Instant;
+
+/// Something to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    Fork(Worker),
+    /// Have it finish, and end.
+    Stop(Worker),
+    Kill(Worker),
+    Tell(PoolEvent),
+}
 
 /// How far a worker's life has come, for whoever looks after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

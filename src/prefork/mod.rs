@@ -11,7 +11,8 @@ mod pool;
 mod tests;
 
 pub(crate) use self::hung::{Hung, Measure};
-pub(crate) use self::pool::{Act, Pool};
+pub(crate) use self::member::Act;
+pub(crate) use self::pool::Pool;
 
 use std::time::Duration;
 

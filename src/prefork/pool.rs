@@ -2,9 +2,11 @@
 //!
 //! Invariant: one worker at a time is being replaced, and it leaves when its successor serves, and not before.
 
+mod reloads;
+
 use super::MOMENT;
 use super::crashes::Crashes;
-use super::member::{Member, Phase, Transit};
+use super::member::{Act, Member, Phase, Transit};
 use crate::exit::Exit;
 use crate::scoreboard::{MAX_WORKERS, PoolEvent, ReplaceReason};
 use crate::worker::Worker;
@@ -13,16 +15,6 @@ use std::time::{Duration, Instant};
 
 /// No more than these at a time, those that leave included.
 const MAX_MEMBERS: usize = 2 * MAX_WORKERS;
-
-/// Something to be done.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Act {
-    Fork(Worker),
-    /// Have it finish, and end.
-    Stop(Worker),
-    Kill(Worker),
-    Tell(PoolEvent),
-}
 
 /// All workers.
 #[derive(Debug)]
@@ -80,17 +72,6 @@ impl Pool {
     pub(crate) fn set_wanted(&mut self, wanted: usize) {
         self.wanted = wanted;
         self.given_up.retain(|slot| (*slot as usize) < wanted);
-    }
-
-    /// All workers that there are now shall be replaced, one after the other.
-    pub(crate) fn reload(&mut self) {
-        self.outdated = self.last_generation;
-        self.given_up.clear();
-        self.crashes.end();
-    }
-
-    pub(crate) fn is_reloading(&self) -> bool {
-        self.outdated > 0
     }
 
     /// The monitor did not run for a while: whoever begins, or ends, has all the time for that once more.
@@ -232,7 +213,10 @@ impl Pool {
             }
             // What was started before a reload says nothing about those that are started by it.
             None if worker.generation <= self.outdated => {}
-            None => drop(self.given_up.insert(worker.slot)),
+            None => {
+                self.given_up.insert(worker.slot);
+                self.fail_reload();
+            }
         }
     }
 
@@ -272,7 +256,10 @@ impl Pool {
         self.worn.retain(|(worn, _)| *worn != generation);
         let lived = match phase {
             Phase::Leaving => None,
-            Phase::Starting | Phase::Killed { ready: None } => Some(Duration::ZERO),
+            Phase::Starting | Phase::Killed { ready: None } => {
+                self.fail_reload();
+                Some(Duration::ZERO)
+            }
             Phase::Ready => Some(now.duration_since(since)),
             Phase::Killed { ready: Some(ready) } => Some(since.duration_since(ready)),
         };
@@ -295,21 +282,6 @@ impl Pool {
         if self.crashes.add(now) {
             let deaths = self.crashes.count();
             self.tell(PoolEvent::CrashLoop { deaths });
-        }
-    }
-
-    /// A successor will not serve. Whoever was to be replaced goes on.
-    fn back_out(&mut self, reason: ReplaceReason) {
-        if reason == ReplaceReason::Reload && std::mem::take(&mut self.outdated) > 0 {
-            self.tell(PoolEvent::NotReloaded);
-        }
-    }
-
-    fn end_reload(&mut self) {
-        let is_old = |member: &Member| member.worker.generation <= self.outdated;
-        if self.outdated > 0 && !self.members.iter().any(is_old) {
-            self.outdated = 0;
-            self.tell(PoolEvent::Reloaded);
         }
     }
 

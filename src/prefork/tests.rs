@@ -265,6 +265,40 @@ fn a_start_that_a_reload_has_come_upon_may_fail_once_more() {
 }
 
 #[test]
+fn a_reload_where_nobody_serves_is_over_when_all_do_or_one_fails() {
+    let mut world = World::new(2);
+    world.all_ready();
+    (1..=2).for_each(|generation| world.die(generation, Exit::Signal(9)));
+    world.pool.reload();
+    world.settle();
+    assert!(world.pool.is_reloading(), "those that begin are old, too");
+    world.all_ready();
+    // They are replaced like any others.
+    (3..=4).for_each(|old| {
+        world.all_ready();
+        world.die(old, Exit::Code(0));
+    });
+    world.all_ready();
+    assert_eq!(world.has_told(&PoolEvent::Reloaded), 1);
+
+    // All that there are die young, and the reload ends the pause.
+    (0..20).for_each(|_| {
+        let alive = world.generations();
+        alive
+            .into_iter()
+            .for_each(|generation| world.die(generation, Exit::Signal(6)));
+    });
+    assert!(world.alive.is_empty(), "it is a pause");
+    world.pool.reload();
+    world.settle();
+    assert!(world.pool.is_reloading(), "nobody serves yet");
+    let new = world.generations();
+    world.die(new[0], Exit::Signal(6));
+    assert_eq!(world.has_told(&PoolEvent::NotReloaded), 1);
+    assert_eq!(world.has_told(&PoolEvent::Reloaded), 1);
+}
+
+#[test]
 fn when_all_slots_have_failed_there_is_no_hope() {
     let mut world = World::new(1);
     world.all_ready();
