@@ -66,20 +66,21 @@ const fn workload(
 
 const EVERYWHERE: &[Placement] = &[OneCore, Across, Free];
 const PINNED: &[Placement] = &[OneCore, Across];
+const ONE_OR_FREE: &[Placement] = &[OneCore, Free];
 
 #[rustfmt::skip]
 pub const ALL: &[Workload] = &[
     workload("W1", "one call on one connection", Task::Hello, EVERYWHERE, "blocking ping-pong"),
     workload("W2a", "an echo of 64 KiB", Task::Echo(64 << 10), EVERYWHERE, "blocking ping-pong"),
     workload("W2b", "an echo of 1 MiB", Task::Echo(1 << 20), EVERYWHERE, "blocking ping-pong"),
-    Workload { starts: 10, ..workload("W3", "8 clients at once, a call", Task::Add { clients: CROWD }, &[Free], "blocking ping-pong") },
-    Workload { starts: 10, ..workload("W3b", "8 connections of one client, a call", Task::AddOnEight, &[Free], "blocking ping-pong") },
+    Workload { starts: 10, ..workload("W3", "8 clients at once, a call", Task::Add { clients: CROWD }, ONE_OR_FREE, "blocking ping-pong") },
+    Workload { starts: 10, ..workload("W3b", "8 connections of one client, a call", Task::AddOnEight, ONE_OR_FREE, "blocking ping-pong") },
     Workload { single: true, ..workload("W3c", "8 connections that were silent, a call", Task::Burst, &[Free], "blocking ping-pong") },
     workload("W4", "64 in flight on one connection, a call", Task::Batch, EVERYWHERE, "blocking ping-pong"),
     workload("W5", "connect, call, close", Task::Connect, EVERYWHERE, "accept, echo, close"),
     workload("W5b", "connect, with the identity check on both sides", Task::ConnectKnown, EVERYWHERE, "accept, with identity"),
     workload("W6", "a call that returns a descriptor", Task::Descriptor, PINNED, "SCM_RIGHTS ping-pong"),
-    workload("W7", "start, call, stop", Task::Lifetime, &[OneCore, Free], "fork, pipe, waitpid"),
+    workload("W7", "start, call, stop", Task::Lifetime, ONE_OR_FREE, "fork, pipe, waitpid"),
     slow("W8", "/bin/true, for a program of 1 GiB with threads", Task::Spawn, &[Free], "in a tiny process"),
     slow("W8b", "a server, for a program of 1 GiB with threads", Task::Start, &[Free], "in a tiny process"),
     slow("W9", "a new process's first answer from a table of 100 MiB", Task::Table, &[Free], "fork over a table"),
@@ -143,8 +144,11 @@ pub const TARGETS: &[Target] = &[
     target("W2b", Free, "forkserver", "blocking ping-pong", 1.15),
     target("W2b", OneCore, "forkserver evented", "epoll ping-pong", 1.15),
     target("W2b", Free, "forkserver evented", "epoll ping-pong", 1.15),
+    target("W3", OneCore, "forkserver", "blocking ping-pong", 1.20),
     target("W3", Free, "forkserver", "blocking ping-pong", 1.20),
+    target("W3", OneCore, "forkserver evented", "epoll ping-pong", 1.15),
     target("W3", Free, "forkserver evented", "epoll ping-pong", 1.15),
+    target("W3b", OneCore, "forkserver evented", "blocking ping-pong", 1.15),
     target("W3b", Free, "forkserver evented", "blocking ping-pong", 1.15),
     target("W4", OneCore, "forkserver", "blocking ping-pong", 3.00),
     target("W4", Free, "forkserver", "blocking ping-pong", 3.00),
