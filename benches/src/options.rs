@@ -62,7 +62,7 @@ impl Options {
     }
 
     pub fn effort(&self) -> Effort {
-        let (rounds, millis, starts) = if self.quick { (7, 10, 3) } else { (21, 40, 10) };
+        let (rounds, millis, starts) = if self.quick { (5, 10, 1) } else { (21, 40, 10) };
         Effort {
             rounds: self.rounds.unwrap_or(rounds).max(3),
             round: Duration::from_millis(millis),
