@@ -83,7 +83,7 @@ mod tests {
         let mut free = figure("forkserver", Kind::Forkserver, [2.0, 2.0, 2.0]);
         free.placement = Placement::Free;
         assert!(!is_judged(&free));
-        free.workload = "W3".into();
+        free.workload = "W3c".into();
         assert!(is_judged(&free));
     }
 }
