@@ -3,6 +3,10 @@
 //! Invariant: what is not a whole, well-formed message ends the channel; neither side trusts the other with its
 //! memory.
 
+mod post;
+
+pub(crate) use self::post::Post;
+
 use crate::Fd;
 use crate::descriptor::Descriptor;
 use crate::gate::Status;
@@ -13,7 +17,7 @@ use crate::protocol::codec;
 use crate::protocol::frame::{HEADER_LEN, ProtocolError};
 use crate::protocol::inbox::Inbox;
 use crate::protocol::message::{EncodedValue, write_reply};
-use crate::scoreboard::ReplaceReason;
+use crate::scoreboard::{PoolEvent, ReplaceReason};
 use crate::sys::rights::{self, Rights};
 use crate::sys::{file, poll, socket};
 use serde::de::DeserializeOwned;
@@ -79,6 +83,8 @@ pub(crate) enum Report {
         number: u64,
         result: Result<Status, Refusal>,
     },
+    /// To a pool, and its owner should know.
+    Happened(PoolEvent),
     /// Of a worker.
     Wish(Wish),
 }

@@ -3,17 +3,20 @@
 //! Invariant: whether the server lives is asked of the kernel, never of a flag. Dropped in the process that made
 //! it, a handle stops the server; in a forked copy of that process it only closes.
 
+mod hearing;
+
+use self::hearing::Hearing;
 use crate::child::Child;
-use crate::control::{Order, Refusal, Report, Request};
+use crate::control::{Order, Refusal, Request};
 use crate::exit::Exit;
 use crate::listener::Footprints;
 use crate::password::Secret;
-use crate::sys::{poll, process, socket};
-use crate::{Address, Client, ConnectError, ControlError, Fd, Password, Status, StopError};
-use std::collections::BTreeMap;
+use crate::sys::{process, socket};
+use crate::{
+    Address, Client, ConnectError, ControlError, Fd, Password, PoolEvent, Status, StopError,
+};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to stop before it is killed: the original's figure.
@@ -33,19 +36,8 @@ pub struct ServerHandle {
     footprints: Footprints,
     grace: Duration,
     generation: u32,
-    questions: Mutex<Questions>,
+    hearing: Hearing,
 }
-
-/// What the threads of this process have asked and not heard yet.
-#[derive(Debug, Default)]
-struct Questions {
-    /// The number of the last one.
-    last: u64,
-    /// By number: what is waited for, and has perhaps come while another thread was listening.
-    answers: BTreeMap<u64, Option<Answer>>,
-}
-
-type Answer = Result<Status, Refusal>;
 
 impl ServerHandle {
     pub(crate) fn new(
@@ -61,7 +53,7 @@ impl ServerHandle {
             footprints,
             grace,
             generation: process::generation(),
-            questions: Mutex::default(),
+            hearing: Hearing::default(),
         }
     }
 
@@ -237,25 +229,12 @@ impl ServerHandle {
             return Err(ControlError::WrongProcess);
         }
         let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
-        let number = {
-            let mut questions = self.questions();
-            questions.last += 1;
-            let number = questions.last;
-            questions.answers.insert(number, None);
-            number
-        };
+        let number = self.hearing.expect();
         let order = Order::Ask { number, request };
-        let sent = self.child().control.send(&order, deadline);
-        let answer = sent.and_then(|()| self.hear(number, deadline));
-        self.questions().answers.remove(&number);
-        let failed = |err: io::Error| match err.kind() {
-            io::ErrorKind::TimedOut => ControlError::TimedOut(PATIENCE),
-            _ if is_gone(&err) => ControlError::NotRunning,
-            _ => ControlError::Io {
-                action: "ask the server",
-                source: err,
-            },
-        };
+        let line = &self.child().control;
+        let sent = line.send(&order, deadline);
+        let answer = sent.and_then(|()| self.hearing.answer(number, line, deadline));
+        self.hearing.forget(number);
         answer.map_err(failed)?.map_err(|refusal| match refusal {
             Refusal::NoSuchListener(name) => ControlError::NoSuchListener(name),
             Refusal::NotStarted(name) => ControlError::NotStarted(name),
@@ -265,43 +244,36 @@ impl ServerHandle {
         })
     }
 
-    /// Waits for an answer, which another thread may hear that waits for its own.
-    fn hear(&self, number: u64, deadline: Option<Instant>) -> io::Result<Answer> {
-        const TURN: Duration = Duration::from_millis(10);
-        let line = &self.child().control;
-        loop {
-            let mut questions = self.questions();
-            if let Some(answer) = questions.answers.get_mut(&number).and_then(Option::take) {
-                return Ok(answer);
-            }
-            let now = Instant::now();
-            match line.receive(Some(now)) {
-                Ok(Some(Report::Answer { number, result })) => {
-                    // Nobody waits any more for the answer to an earlier question.
-                    if let Some(place) = questions.answers.get_mut(&number) {
-                        *place = Some(result);
-                    }
-                    continue;
-                }
-                Ok(Some(_)) => continue,
-                Ok(None) => return Err(io::ErrorKind::BrokenPipe.into()),
-                Err(err) if err.kind() == io::ErrorKind::TimedOut => {}
-                Err(err) => return Err(err),
-            }
-            drop(questions);
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            // Without the lock, so that others can ask meanwhile.
-            let turn = Some(now + TURN);
-            poll::readable([Some(line.as_fd())], deadline.min(turn).or(turn))?;
+    /// Waits for what the server tells its owner by itself, which is about its [workers](crate::Server::prefork):
+    /// [`PoolEvent::CrashLoop`], [`PoolEvent::Recovered`] and [`PoolEvent::NotStarted`]. All that happens to them is in
+    /// [`ServerHandle::status`]. `None`: nothing came within `timeout`, which may be zero, or without end. Each event is given once,
+    /// to one of the threads that wait; 64 are kept for one that comes late.
+    ///
+    /// ```no_run
+    /// # use forkserver::{PoolEvent, Prefork, Server};
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = Server::new().prefork(Prefork::new(4)).start()?;
+    /// while let Some(event) = server.next_event(Some(Duration::from_secs(60)))? {
+    ///     if let PoolEvent::CrashLoop { deaths } = event {
+    ///         return Err(format!("{deaths} workers in a row have died young").into());
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The server is gone, and has told nothing else.
+    pub fn next_event(&self, timeout: Option<Duration>) -> Result<Option<PoolEvent>, ControlError> {
+        if !self.is_ours() {
+            return Err(ControlError::WrongProcess);
         }
-    }
-
-    fn questions(&self) -> MutexGuard<'_, Questions> {
-        self.questions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        match self.hearing.event(&self.child().control, deadline) {
+            Ok(event) => Ok(Some(event)),
+            Err(err) if err.kind() == io::ErrorKind::TimedOut => Ok(None),
+            Err(err) => Err(failed(err)),
+        }
     }
 
     /// Another share in the server's life: it lives for as long as this handle, or any share, is open anywhere.
@@ -408,6 +380,17 @@ impl ServerHandle {
         self.child
             .as_ref()
             .expect("only the methods that consume the handle take the child")
+    }
+}
+
+fn failed(err: io::Error) -> ControlError {
+    match err.kind() {
+        io::ErrorKind::TimedOut => ControlError::TimedOut(PATIENCE),
+        _ if is_gone(&err) => ControlError::NotRunning,
+        _ => ControlError::Io {
+            action: "ask the server",
+            source: err,
+        },
     }
 }
 

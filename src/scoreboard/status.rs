@@ -155,7 +155,7 @@ pub enum PoolEvent {
         reason: String,
     },
     /// So many workers in a row have died young that something must be wrong with all of them. They are still tried,
-    /// with pauses of up to 30 s.
+    /// with pauses of up to 30 s. The owner is told: [`ServerHandle::next_event`](crate::ServerHandle::next_event).
     #[error("{deaths} workers in a row have died young")]
     CrashLoop {
         /// How many.
@@ -170,6 +170,16 @@ pub enum PoolEvent {
     /// A reload was given up, because the first of the new workers that failed shall be the last. The others stay.
     #[error("the reload was given up")]
     NotReloaded,
+}
+
+impl PoolEvent {
+    /// The pool cannot help itself any more, or can again.
+    pub(crate) fn is_for_owners(&self) -> bool {
+        matches!(
+            self,
+            PoolEvent::CrashLoop { .. } | PoolEvent::Recovered | PoolEvent::NotStarted { .. }
+        )
+    }
 }
 
 /// A pool of workers.

@@ -6,7 +6,7 @@
 use super::{Hook, Server};
 use crate::child::Ties;
 use crate::context::Control;
-use crate::control::{Order, Refusal, Report, Request, Wish};
+use crate::control::{Order, Post, Refusal, Report, Request, Wish};
 use crate::engine::{Duties, Host, Running, Site};
 use crate::gate::Status;
 use crate::panics;
@@ -14,7 +14,6 @@ use crate::prefork::memory;
 use crate::scoreboard::{ReplaceReason, WorkerPhase, counter};
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -69,8 +68,9 @@ pub(super) fn until_told(
         site: &site,
         signals: &signals,
         ties: ties.as_ref(),
+        post: Post::new(ORDERS),
         role,
-        retires: Cell::new(false),
+        retires: false,
         events,
         ending: None,
     };
@@ -79,13 +79,11 @@ pub(super) fn until_told(
     }
     // Without a reason, the system had no memory for going on.
     let ending = desk.ending.unwrap_or(Ending::Asked);
-    drop(desk);
     site.control.set_stopping();
     site.control.gate().counts().set_phase(WorkerPhase::Leaving);
     engine.begin_drain();
-    if let (Role::Worker { .. }, Some(ties)) = (role, &ties) {
-        send_wishes(site.control.take_wishes(), ties);
-    }
+    desk.tell_last_wishes();
+    drop(desk);
     // Before anything that may take time, so that nothing is left behind even if we are killed on the way.
     match (role, ending) {
         (Role::Server, _) => site.remove_files(),
@@ -137,16 +135,6 @@ fn refuse_orders(engine: &mut Running, ties: Option<&Ties>) {
     }
 }
 
-/// A worker says what it wants.
-fn send_wishes(wishes: Vec<Wish>, ties: &Ties) {
-    // The monitor reads what comes, unless it has been stopped.
-    const PATIENCE: Duration = Duration::from_millis(100);
-    for wish in wishes {
-        let deadline = Instant::now().checked_add(PATIENCE);
-        let _ = ties.control.send(&Report::Wish(wish), deadline);
-    }
-}
-
 /// What the control thread looks after.
 struct Desk<'a> {
     server: &'a Server,
@@ -154,9 +142,11 @@ struct Desk<'a> {
     signals: &'a Signals,
     /// Orders and lifeline, if there is an owner.
     ties: Option<&'a Ties>,
+    /// What the owner is told, or the monitor.
+    post: Post<Report>,
     role: Role,
     /// It has asked to be replaced.
-    retires: Cell<bool>,
+    retires: bool,
     events: EventSet,
     ending: Option<Ending>,
 }
@@ -177,7 +167,7 @@ impl Desk<'_> {
     }
 
     /// Looks after one thing that has happened. A reason to stop is the result.
-    fn look_after(&self, event: u64, host: &mut dyn Host) -> Option<Ending> {
+    fn look_after(&mut self, event: u64, host: &mut dyn Host) -> Option<Ending> {
         match event {
             LIFELINE => Some(Ending::Orphaned),
             ORDERS => self.obey(host),
@@ -193,16 +183,39 @@ impl Desk<'_> {
     }
 
     /// A worker says what it and its handlers want.
-    fn tell_monitor(&self) {
-        let (Role::Worker { max_memory }, Some(ties)) = (self.role, self.ties) else {
+    fn tell_monitor(&mut self) {
+        let Role::Worker { max_memory } = self.role else {
             return;
         };
-        let mut wishes = self.site.control.take_wishes();
-        if let Some(reason) = self.is_worn(max_memory).filter(|_| !self.retires.get()) {
-            self.retires.set(true);
-            wishes.push(Wish::Retire(reason));
+        self.tell_wishes();
+        if let Some(reason) = self.is_worn(max_memory).filter(|_| !self.retires) {
+            self.retires = true;
+            self.tell(Report::Wish(Wish::Retire(reason)));
         }
-        send_wishes(wishes, ties);
+    }
+
+    fn tell_wishes(&mut self) {
+        for wish in self.site.control.take_wishes() {
+            self.tell(Report::Wish(wish));
+        }
+    }
+
+    /// Nobody sees to it that what waits is said when there is room.
+    fn tell_last_wishes(&mut self) {
+        // The monitor reads what comes, unless it has been stopped.
+        const PATIENCE: Duration = Duration::from_millis(100);
+        if let (Role::Worker { .. }, Some(ties)) = (self.role, self.ties) {
+            self.tell_wishes();
+            let deadline = Instant::now().checked_add(PATIENCE);
+            self.post.finish(&ties.control, deadline);
+        }
+    }
+
+    fn tell(&mut self, report: Report) {
+        if let Some(ties) = self.ties {
+            // Who does not listen has what it asked for all the same.
+            let _ = self.post.send(report, &ties.control, &self.events);
+        }
     }
 
     /// Whether a worker has done enough.
@@ -216,8 +229,9 @@ impl Desk<'_> {
         (Some(private) > max_memory).then_some(ReplaceReason::Memory)
     }
 
-    fn obey(&self, host: &mut dyn Host) -> Option<Ending> {
+    fn obey(&mut self, host: &mut dyn Host) -> Option<Ending> {
         let ties = self.ties?;
+        self.post.flush(&ties.control, &self.events);
         match ties.control.receive(Some(Instant::now())) {
             Ok(Some(Order::Stop { patience })) => return Some(Ending::Ordered(patience)),
             Ok(Some(Order::Serve(socket))) => {
@@ -227,13 +241,12 @@ impl Desk<'_> {
             Ok(Some(Order::Look)) => host.look_again(),
             Ok(Some(Order::Ask { number, request })) => {
                 let result = comply(self.site, request, host);
-                // An owner that does not listen has what it asked for all the same.
-                let answer = Report::Answer { number, result };
-                let _ = ties.control.send(&answer, Some(Instant::now()));
+                self.tell(Report::Answer { number, result });
             }
             // The owner has given us up; the lifeline tells the rest.
             Ok(None) => {
                 self.events.forget(ties.control.as_fd());
+                self.post.clear();
             }
             // An order that cannot be read, or whose descriptor found no room in our table. The owner sees its end of
             // the connection closed, and may give others.

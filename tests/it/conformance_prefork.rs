@@ -30,8 +30,8 @@
 //! * 40: `supervision::a_call_that_says_that_it_goes_on_is_not_hung`; one extension is never longer than the timeout.
 //! * 41: `supervision::a_monitor_that_was_stopped_blames_nobody`; no clock is looked at that can be set.
 //! * 42: `supervision::a_worker_that_takes_too_long_to_start_is_killed`.
-//! * 43, 45: `supervision::workers_that_die_young_are_started_with_pauses`, `supervision::a_crash_loop_heals`, and the unit tests of
-//!   `prefork`.
+//! * 43, 45: `supervision::workers_that_die_young_are_started_with_pauses`, `supervision::a_crash_loop_heals`,
+//!   `news::a_crash_loop_and_its_end_are_told_to_the_owner`, and the unit tests of `prefork`.
 //! * 44: `supervision::a_worker_whose_hook_fails_is_not_tried_again`, `supervision::a_server_whose_workers_all_fail_ends`.
 //! * 46, 48, 49: `death::only_our_own_child_is_reaped`; nobody is waited for or signalled by number, but a thread of a child that has
 //!   not been reaped.

@@ -4,7 +4,8 @@ use crate::harness::descriptors;
 use crate::lifecycle::echo;
 use crate::processes::{Helper, Watched, with_thread};
 use forkserver::{
-    AnyEntry, Bytes, CallError, Client, Entry, Exit, Fault, Fd, Listener, Signal, StartError,
+    AnyEntry, Bytes, CallError, Client, Entry, Exit, Fault, Fd, Listener, Prefork, Signal,
+    StartError,
 };
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ crate::tests![
 
 /// What `main` lists before anything else.
 pub const ALL: &[&dyn AnyEntry] = &[
-    &ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY, &STUCK, &POOL,
+    &ECHO, &PICKY, &TAKES, &LOOK, &SLOW, &OTHER, &PLACE, &BUSY, &STUCK, &POOL, &FRAGILE,
 ];
 
 static ECHO: Entry<()> = Entry::new("echo", |()| Ok(echo()));
@@ -47,6 +48,11 @@ static POOL: Entry<usize> = Entry::new("pool", |workers| {
         0 => Err(Fault::new("as asked")),
         _ => Ok(()),
     }))
+});
+/// With one worker, which dies young if it dies within half a minute.
+pub static FRAGILE: Entry<()> = Entry::new("fragile", |()| {
+    let patient = Prefork::new(1).min_uptime(Duration::from_secs(30));
+    Ok(crate::prefork::server(1).prefork(patient))
 });
 /// Fails in the way that it is told to.
 static PICKY: Entry<String> = Entry::new("picky", |how| match how.as_str() {

@@ -42,6 +42,7 @@ mod jobs;
 mod lifecycle;
 mod limits;
 mod listeners;
+mod news;
 mod passenger;
 mod pool_death;
 mod pool_edges;
@@ -98,6 +99,7 @@ fn main() {
         lifecycle::TESTS,
         limits::TESTS,
         listeners::TESTS,
+        news::TESTS,
         pool_death::TESTS,
         pool_edges::TESTS,
         prefork::TESTS,

@@ -441,7 +441,7 @@ fn a_crash_loop_heals() {
 }
 
 /// A server whose `worker_started` fails as soon as a file is there.
-fn spoilt_by(file: &std::path::Path, workers: usize) -> forkserver::Server {
+pub fn spoilt_by(file: &std::path::Path, workers: usize) -> forkserver::Server {
     let file = file.to_owned();
     server(workers).worker_started(move |_| match file.exists() {
         true => Err(Fault::new("spoilt")),

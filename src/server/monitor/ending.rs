@@ -71,10 +71,10 @@ impl Monitor<'_> {
         (ending, drained == Drained::Finished && !hopeless)
     }
 
-    fn stop_all(&self, patience: Duration) {
-        for process in self.workers.values() {
-            let order = Order::Stop { patience };
-            let _ = process.child.control.send(&order, Some(Instant::now()));
+    fn stop_all(&mut self, patience: Duration) {
+        let workers: Vec<u32> = self.workers.keys().copied().collect();
+        for worker in workers {
+            self.order(worker, Order::Stop { patience });
         }
     }
 
@@ -127,6 +127,7 @@ impl Monitor<'_> {
     /// An owner that has no more patience may say so. Connections that it hands over are turned away.
     fn hurry(&mut self, deadline: Option<Instant>, ties: Option<&Ties>) -> Option<Instant> {
         let Some(ties) = ties else { return deadline };
+        self.to_owner.flush(&ties.control, &self.events);
         match ties.control.receive(Some(Instant::now())) {
             Ok(Some(Order::Stop { patience })) => {
                 let sooner = Instant::now().checked_add(patience);
@@ -138,7 +139,7 @@ impl Monitor<'_> {
                 let _ = socket.map(deny);
             }
             Ok(Some(Order::Ask { .. } | Order::Look)) | Err(_) => {}
-            Ok(None) => self.events.forget(ties.control.as_fd()),
+            Ok(None) => self.lets_go(ties),
         }
         deadline
     }

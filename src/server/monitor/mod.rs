@@ -5,6 +5,7 @@
 
 mod ending;
 mod orders;
+mod telling;
 mod watch;
 
 use self::orders::{Question, Totals};
@@ -14,12 +15,11 @@ use super::setup::{self, at};
 use super::worker::{self, Legacy};
 use crate::child::{Child, Ties};
 use crate::context::Control;
-use crate::control::{Failure, Report, Wish};
-use crate::event::Event;
+use crate::control::{Failure, Order, Post, Report, Wish};
 use crate::exit::Exit;
 use crate::listener::Bound;
 use crate::prefork::{Act, Hung, Pool, Prefork};
-use crate::scoreboard::{Board, PoolEvent, Region};
+use crate::scoreboard::{Board, Region};
 use crate::sys::clock;
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
@@ -61,6 +61,8 @@ pub(super) struct Monitor<'a> {
     next_look: u64,
     /// Workers that hear nothing any more, by generation, and until when they may live.
     deaf: Vec<(u32, Instant)>,
+    /// What its owner is told.
+    to_owner: Post<Report>,
     /// What its owner asked for and has not been answered.
     questions: Vec<Question>,
     /// Those who wait for the end of a reload.
@@ -77,6 +79,8 @@ pub(super) struct Monitor<'a> {
 struct Process {
     worker: Worker,
     child: Child,
+    /// What it is told.
+    post: Post<Order>,
     place: usize,
     region: Region,
 }
@@ -110,6 +114,7 @@ impl<'a> Monitor<'a> {
             board,
             workers: HashMap::new(),
             deaf: Vec::new(),
+            to_owner: Post::new(ORDERS),
             questions: Vec::new(),
             reloads: Vec::new(),
             totals: Totals::default(),
@@ -233,16 +238,6 @@ impl<'a> Monitor<'a> {
         self.board.set_pool(wanted, deaths, is_loop, reloads);
     }
 
-    fn tell(&mut self, event: PoolEvent, ties: Option<&Ties>) {
-        self.board.note(&event);
-        match event {
-            PoolEvent::Reloaded => self.answer_reloads(true, ties),
-            PoolEvent::NotReloaded => self.answer_reloads(false, ties),
-            _ => {}
-        }
-        self.control.observer().tell(|| Event::Pool(event));
-    }
-
     fn fork(&mut self, worker: Worker, ties: Option<&Ties>) {
         let place = self.board.claim(worker);
         let (server, prefork) = (self.server, self.prefork);
@@ -276,6 +271,7 @@ impl<'a> Monitor<'a> {
                 let process = Process {
                     worker,
                     child,
+                    post: Post::new(name(LINE, worker.generation)),
                     place,
                     region,
                 };
@@ -361,7 +357,8 @@ impl<'a> Monitor<'a> {
 
     /// What a worker says.
     fn hear(&mut self, generation: u32, ties: Option<&Ties>) -> Option<Ending> {
-        let process = self.workers.get(&generation)?;
+        let process = self.workers.get_mut(&generation)?;
+        process.post.flush(&process.child.control, &self.events);
         let said = process.child.control.receive(Some(Instant::now()));
         match said {
             Ok(Some(report)) => self.heed(generation, report, ties),
@@ -369,6 +366,7 @@ impl<'a> Monitor<'a> {
             // Its end, or nothing that can be understood: its process is all that counts from now on.
             Ok(None) | Err(_) => {
                 self.events.forget(process.child.control.as_fd());
+                process.post.clear();
                 self.is_deaf(generation);
                 None
             }
@@ -400,7 +398,7 @@ impl<'a> Monitor<'a> {
             Report::Wish(Wish::Retire(reason)) => self.pool.wears_out(generation, reason),
             Report::Wish(Wish::Look) => self.have_others_look(generation),
             // Workers say nothing else.
-            Report::Bound(_) | Report::ReadyAt(_) => {}
+            Report::Bound(_) | Report::ReadyAt(_) | Report::Happened(_) => {}
         }
         None
     }

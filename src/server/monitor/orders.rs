@@ -5,13 +5,13 @@
 
 use super::Monitor;
 use crate::child::Ties;
-use crate::control::{Order, Refusal, Report, Request};
+use crate::control::{Order, Refusal, Request};
 use crate::gate::Status;
 use crate::scoreboard::{MAX_WORKERS, Region, WorkerStatus, counter};
 use crate::server::serve::Ending;
 use crate::worker::Worker;
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// How long workers have to answer: half of what an owner waits.
@@ -45,6 +45,7 @@ impl Totals {
 
 impl Monitor<'_> {
     pub(super) fn obey(&mut self, ties: &Ties) -> Option<Ending> {
+        self.to_owner.flush(&ties.control, &self.events);
         match ties.control.receive(Some(Instant::now())) {
             Ok(Some(Order::Stop { patience })) => return Some(Ending::Ordered(patience)),
             Ok(Some(Order::Serve(socket))) => {
@@ -53,7 +54,7 @@ impl Monitor<'_> {
             }
             Ok(Some(Order::Ask { number, request })) => self.ask(number, request, ties),
             // The owner has given us up; the lifeline tells the rest.
-            Ok(None) => self.events.forget(ties.control.as_fd()),
+            Ok(None) => self.lets_go(ties),
             // An order that is for workers, or cannot be read. The owner may give others.
             Ok(Some(Order::Look)) | Err(_) => {}
         }
@@ -72,29 +73,22 @@ impl Monitor<'_> {
             // Those that are starting serve what they find when they are ready.
             workers.extend(self.workers.keys());
         }
-        let order = Order::Serve(socket.into());
-        for _ in 0..workers.len() {
-            self.next_served = self.next_served.wrapping_add(1);
-            let worker = workers[self.next_served % workers.len()];
-            let Some(process) = self.workers.get(&worker) else {
-                continue;
-            };
-            // One whose line is full is busy with something else.
-            if process
-                .child
-                .control
-                .send(&order, Some(Instant::now()))
-                .is_ok()
-            {
-                return;
-            }
+        if workers.is_empty() {
+            return;
         }
+        self.next_served = self.next_served.wrapping_add(1);
+        let first = self.next_served % workers.len();
+        workers.rotate_left(first);
+        // One that has not read what it was told before is busy with something else.
+        let mut listening = workers.iter().filter(|worker| self.listens(**worker));
+        let worker = *listening.next().unwrap_or(&workers[0]);
+        self.order(worker, Order::Serve(socket.into()));
     }
 
     fn ask(&mut self, number: u64, request: Request, ties: &Ties) {
         match request {
             Request::SetWorkers(count) if !(1..=MAX_WORKERS).contains(&count) => {
-                answer(ties, number, Err(Refusal::WorkerCount(count)));
+                self.answer(ties, number, Err(Refusal::WorkerCount(count)));
             }
             Request::SetWorkers(count) => {
                 self.pool.set_wanted(count);
@@ -106,22 +100,28 @@ impl Monitor<'_> {
             }
             request => match self.comply(&request) {
                 Ok(()) => self.ask_all(number, &request),
-                Err(refusal) => answer(ties, number, Err(refusal)),
+                Err(refusal) => self.answer(ties, number, Err(refusal)),
             },
         }
         self.answer_complete(Some(ties));
     }
 
     /// A worker takes nobody any more: somebody may wait of whom it alone was told.
-    pub(super) fn have_others_look(&self, generation: u32) {
-        let others = self.workers.values();
-        for process in others.filter(|process| process.worker.generation != generation) {
-            // One that does not listen now looks when it has time.
-            let _ = process
-                .child
-                .control
-                .send(&Order::Look, Some(Instant::now()));
+    pub(super) fn have_others_look(&mut self, generation: u32) {
+        for other in self.all_but(generation) {
+            let mut waiting = self.workers[&other].post.waiting();
+            // One that has not heard the last one looks for both.
+            let is_told = waiting.any(|order| matches!(order, Order::Look));
+            drop(waiting);
+            if !is_told {
+                self.order(other, Order::Look);
+            }
         }
+    }
+
+    fn all_but(&self, generation: u32) -> Vec<u32> {
+        let all = self.workers.keys().copied();
+        all.filter(|other| *other != generation).collect()
     }
 
     /// A worker wants something of all.
@@ -134,13 +134,10 @@ impl Monitor<'_> {
             Request::Reload => self.pool.reload(),
             request => {
                 if self.comply(request).is_ok() {
-                    for process in self.workers.values() {
-                        // It has done it already.
-                        if process.worker.generation != generation {
-                            let (number, request) = (NOBODY, request.clone());
-                            let order = Order::Ask { number, request };
-                            let _ = process.child.control.send(&order, Some(Instant::now()));
-                        }
+                    // The one that wants it has done it already.
+                    for other in self.all_but(generation) {
+                        let (number, request) = (NOBODY, request.clone());
+                        self.order(other, Order::Ask { number, request });
                     }
                 }
             }
@@ -183,22 +180,19 @@ impl Monitor<'_> {
 
     fn ask_all(&mut self, number: u64, request: &Request) {
         let mut waits_for = HashSet::new();
+        let listens = |worker: &Worker| self.listens(worker.generation);
         let asked: Vec<Worker> = match request {
-            // Those that start have nothing to tell yet.
-            Request::Status => self.pool.ready_workers().collect(),
+            // Those that start have nothing to tell yet, and those that do not listen nothing in time.
+            Request::Status => self.pool.ready_workers().filter(listens).collect(),
             // They were forked before this was said, and have it in front of them when they begin to serve.
             _ => self.pool.staying_workers().collect(),
         };
         for worker in asked {
-            let Some(process) = self.workers.get(&worker.generation) else {
-                continue;
-            };
             let order = Order::Ask {
                 number,
                 request: request.clone(),
             };
-            let sent = process.child.control.send(&order, Some(Instant::now()));
-            if sent.is_ok() {
+            if self.order(worker.generation, order) {
                 waits_for.insert(worker.generation);
             }
         }
@@ -253,7 +247,7 @@ impl Monitor<'_> {
         for question in due {
             let status = self.summed_up(question.status);
             if let Some(ties) = ties {
-                answer(ties, question.number, Ok(status));
+                self.answer(ties, question.number, Ok(status));
             }
         }
     }
@@ -286,7 +280,7 @@ impl Monitor<'_> {
         for number in std::mem::take(&mut self.reloads) {
             match (is_through, ties) {
                 (true, _) => self.ask_all(number, &Request::Status),
-                (false, Some(ties)) => answer(ties, number, Err(Refusal::NotReloaded)),
+                (false, Some(ties)) => self.answer(ties, number, Err(Refusal::NotReloaded)),
                 (false, None) => {}
             }
         }
@@ -294,17 +288,8 @@ impl Monitor<'_> {
     }
 
     /// Has a worker finish what it has begun, and end. One that does not listen is killed in time.
-    pub(super) fn stop(&self, worker: Worker) {
-        if let Some(process) = self.workers.get(&worker.generation) {
-            let patience = self.server.grace;
-            let order = Order::Stop { patience };
-            let _ = process.child.control.send(&order, Some(Instant::now()));
-        }
+    pub(super) fn stop(&mut self, worker: Worker) {
+        let patience = self.server.grace;
+        self.order(worker.generation, Order::Stop { patience });
     }
-}
-
-/// An owner that does not listen has what it asked for all the same.
-fn answer(ties: &Ties, number: u64, result: Result<Status, Refusal>) {
-    let answer = Report::Answer { number, result };
-    let _ = ties.control.send(&answer, Some(Instant::now()));
 }

@@ -30,8 +30,12 @@ impl Monitor<'_> {
         self.events.watch(child.control.as_fd(), name(LINE, whose))
     }
 
-    /// A worker has let its line go: it ends at once, or what runs there is another program by now.
+    /// A worker has let its line go: it ends at once, or what runs there is another program by now. Or it has not read for
+    /// so long that it has missed something.
     pub(super) fn is_deaf(&mut self, generation: u32) {
+        if self.deaf.iter().any(|(deaf, _)| *deaf == generation) {
+            return;
+        }
         let until = Instant::now().checked_add(self.server.grace);
         self.deaf.extend(until.map(|until| (generation, until)));
     }
