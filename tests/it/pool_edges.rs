@@ -1,6 +1,8 @@
 //! Pools at their edges: no time at all, names without end, workers that begin while something is said to all.
 
-use crate::prefork::{all_serve, pids, pool, server, until};
+use crate::engine::cpu_time;
+use crate::prefork::{all_serve, is_busy, pids, pool, server, until};
+use crate::processes::readable;
 use forkserver::{Client, Exit, Fault, PoolEvent, Prefork, ServerHandle};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,14 +35,6 @@ fn monitor(server: &ServerHandle) -> Pid {
     Pid::from_raw(server.pid() as i32)
 }
 
-/// Processor time of a process, in ticks of the kernel's.
-fn ticks(process: Pid) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let (_, rest) = stat.rsplit_once(") ").unwrap();
-    let words = rest.split(' ').skip(11).take(2);
-    words.map(|word| word.parse::<u64>().unwrap()).sum()
-}
-
 fn a_server_without_grace_reloads() {
     let server = server(2).grace(Duration::ZERO).start().unwrap();
     let before = pids(&server);
@@ -61,12 +55,11 @@ fn a_hung_call_without_patience_is_told_once() {
     let status = until(&server, "it is replaced", all_serve(2));
     let is_hung = |event: &&(Duration, PoolEvent)| matches!(event.1, PoolEvent::Hung { .. });
     assert_eq!(status.events.iter().filter(is_hung).count(), 1);
-    let before = ticks(monitor(&server));
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(
-        ticks(monitor(&server)) - before < 10,
-        "it has nothing to do"
-    );
+    let before = cpu_time(server.pid());
+    // Nothing is to happen for a while; there is no event to wait for.
+    assert!(!readable(&server, Duration::from_millis(500)));
+    let spent = cpu_time(server.pid()) - before;
+    assert!(spent < Duration::from_millis(50), "{spent:?}");
 }
 
 fn a_call_timeout_without_end_blames_nobody() {
@@ -180,9 +173,12 @@ fn a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing() {
     let mut client = Client::connect(server.address()).unwrap();
     let worker: i32 = client.call("pid", &()).unwrap();
     let call = client.begin::<_, ()>("sleep", &2_000_u64).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    until(&server, "it has begun", is_busy);
     kill(monitor(&server), Signal::SIGTERM).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    // It ends: the first thing to go is its socket.
+    while server.address().path().exists() {
+        std::thread::yield_now();
+    }
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     client.finish(call).unwrap_err();
     assert_eq!(server.wait(), Exit::Signal(15));
@@ -213,7 +209,7 @@ fn a_worker_that_stops_the_server_and_dies_has_stopped_it() {
                 ctx.control().pause();
             }
             ctx.control().stop();
-            // Another thread tells the monitor.
+            // Another thread tells the monitor, and nobody when it has.
             std::thread::sleep(Duration::from_millis(100));
             std::process::abort()
         })
@@ -239,7 +235,7 @@ fn other_threads_may_ask_while_one_reloads() {
         .unwrap();
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| server.reload().unwrap());
-        std::thread::sleep(Duration::from_millis(100));
+        until(&server, "it has begun", |pool| pool.reloading);
         for _ in 0..10 {
             let begun = Instant::now();
             assert!(server.status().unwrap().pool.unwrap().reloading);

@@ -1,6 +1,6 @@
 //! What a monitor does about workers that hang, wear out, or die as soon as they are there.
 
-use crate::prefork::{all_serve, pids, pool, server, until};
+use crate::prefork::{all_serve, is_busy, pids, pool, server, until};
 use forkserver::{
     CallError, Client, ControlError, Exit, Fault, PoolEvent, Prefork, ReplaceReason, WorkerPhase,
 };
@@ -173,8 +173,7 @@ fn a_monitor_that_was_stopped_blames_nobody() {
     let monitor = Pid::from_raw(server.pid() as i32);
     let mut client = server.connect().unwrap();
     let call = client.begin::<_, ()>("sleep", &850_u64).unwrap();
-    // It has seen the call begin.
-    std::thread::sleep(Duration::from_millis(50));
+    until(&server, "it has begun", is_busy);
     kill(monitor, Signal::SIGSTOP).unwrap();
     std::thread::sleep(TIMEOUT * 3);
     kill(monitor, Signal::SIGCONT).unwrap();
