@@ -220,7 +220,7 @@ fn the_path_of_a_killed_monitor_can_be_used_at_once() {
 }
 
 /// A server whose calls take as long as they are told to, and what says so when one has begun.
-fn slow(workers: usize) -> (forkserver::Server, PipeReader) {
+pub fn slow(workers: usize) -> (forkserver::Server, PipeReader) {
     let (entered, enter) = std::io::pipe().unwrap();
     let server = server(workers).keep_fd(&enter);
     let server = server.handle("slow", move |_, millis: u64| {

@@ -1,11 +1,13 @@
 //! Pools at their edges: no time at all, names without end, workers that begin while something is said to all.
 
 use crate::engine::cpu_time;
-use crate::prefork::{all_serve, is_busy, pids, pool, server, until};
+use crate::pool_death::slow;
+use crate::prefork::{all_serve, pids, pool, server, until};
 use crate::processes::readable;
 use forkserver::{Client, Exit, Fault, PoolEvent, Prefork, ServerHandle};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 crate::tests![
@@ -166,14 +168,15 @@ fn six_hundred_long_calls_do_not_keep_the_status_back() {
 fn a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing() {
     let file = std::env::temp_dir().join("finalized");
     let written = file.clone();
-    let server = sleepy(Prefork::new(2))
+    let (server, mut entered) = slow(2);
+    let server = server
         .finalize(move |_| std::fs::write(&written, "").unwrap())
         .start()
         .unwrap();
     let mut client = Client::connect(server.address()).unwrap();
     let worker: i32 = client.call("pid", &()).unwrap();
-    let call = client.begin::<_, ()>("sleep", &2_000_u64).unwrap();
-    until(&server, "it has begun", is_busy);
+    let call = client.begin::<_, u64>("slow", &2_000_u64).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
     kill(monitor(&server), Signal::SIGTERM).unwrap();
     // It ends: the first thing to go is its socket.
     while server.address().path().exists() {

@@ -115,11 +115,6 @@ pub fn all_serve(count: usize) -> impl Fn(&PoolStatus) -> bool {
     }
 }
 
-/// Whether a call is under way.
-pub fn is_busy(pool: &PoolStatus) -> bool {
-    pool.workers.iter().any(|worker| !worker.calls.is_empty())
-}
-
 fn workers_serve_what_was_preloaded_once() {
     let server = server(3)
         .initialize(|_| Ok((pid(), vec![7_u8; 1 << 20])))

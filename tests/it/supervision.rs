@@ -1,6 +1,7 @@
 //! What a monitor does about workers that hang, wear out, or die as soon as they are there.
 
-use crate::prefork::{all_serve, is_busy, pids, pool, server, until};
+use crate::pool_death::slow;
+use crate::prefork::{all_serve, pids, pool, server, until};
 use forkserver::{
     CallError, Client, ControlError, Exit, Fault, PoolEvent, Prefork, ReplaceReason, WorkerPhase,
 };
@@ -168,12 +169,13 @@ fn a_call_that_ends_within_the_grace_after_all_kills_nobody() {
 }
 
 fn a_monitor_that_was_stopped_blames_nobody() {
-    let server = hung_server().start().unwrap();
+    let (server, mut entered) = slow(2);
+    let server = server.prefork(strict()).start().unwrap();
     let before = pids(&server);
     let monitor = Pid::from_raw(server.pid() as i32);
     let mut client = server.connect().unwrap();
-    let call = client.begin::<_, ()>("sleep", &850_u64).unwrap();
-    until(&server, "it has begun", is_busy);
+    let call = client.begin::<_, u64>("slow", &850_u64).unwrap();
+    entered.read_exact(&mut [0]).unwrap();
     kill(monitor, Signal::SIGSTOP).unwrap();
     std::thread::sleep(TIMEOUT * 3);
     kill(monitor, Signal::SIGCONT).unwrap();
