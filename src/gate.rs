@@ -114,15 +114,18 @@ impl Gate {
         self.of_worker.get().unwrap_or(&self.own)
     }
 
-    /// Whether another worker serves no call and fewer connections, and connections are such that it matters: none has ended
-    /// lately.
-    pub(crate) fn has_idler(&self) -> bool {
+    /// Whether connections are such that it matters who has how many: none has ended lately.
+    pub(crate) fn connections_last(&self) -> bool {
         const LATELY: u64 = 20_000_000;
+        let last_end = self.last_end.load(Ordering::Relaxed);
+        clock::coarse().saturating_sub(last_end) > LATELY
+    }
+
+    /// Whether another worker serves no call and fewer connections.
+    pub(crate) fn has_idler(&self) -> bool {
         let counts = self.counts();
-        let (own, last) = (counts.get(counter::CONNECTIONS), &self.last_end);
-        own > 0
-            && clock::coarse().saturating_sub(last.load(Ordering::Relaxed)) > LATELY
-            && counts.board().has_idler(own)
+        let own = counts.get(counter::CONNECTIONS);
+        own > 0 && counts.board().has_idler(own)
     }
 
     fn connections(&self) -> usize {

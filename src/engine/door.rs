@@ -7,7 +7,7 @@ use crate::sys::epoll::EventSet;
 use crate::sys::poll;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,36 +27,68 @@ pub(super) struct Doorway {
 }
 
 /// How long nobody is accepted after the system refused a connection, at first and at most.
-pub(super) const BACK_OFF: Duration = Duration::from_millis(10);
-pub(super) const MAX_BACK_OFF: Duration = Duration::from_secs(1);
-/// Whether a listener is looked at.
+const BACK_OFF: Duration = Duration::from_millis(10);
+const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// What becomes of those who come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// They are let in.
+    Open,
+    /// They are left to other processes, until then.
+    Left(Instant),
+    /// They wait in the backlog; until then at least, if the system had no room for one more.
+    Shut(Option<Instant>),
+    /// They are turned away; from then on, if the system has no room even for that.
+    TurnsAway(Option<Instant>),
+    /// Other processes see to them. This one stops.
+    Gone,
+}
+
+impl Way {
+    /// Whether the listener is looked at.
+    fn is_watched(self) -> bool {
+        matches!(self, Way::Open | Way::TurnsAway(None))
+    }
+
+    /// Whether clients are let in, by this process or another.
+    pub(super) fn leads_in(self) -> bool {
+        matches!(self, Way::Open | Way::Left(_))
+    }
+
+    /// The same for now, until it is tried again.
+    fn for_now(self) -> Way {
+        let soon = Instant::now() + BACK_OFF;
+        match self {
+            Way::Open | Way::Left(_) => Way::Left(soon),
+            Way::Shut(_) => Way::Shut(Some(soon)),
+            Way::TurnsAway(_) | Way::Gone => Way::TurnsAway(Some(soon)),
+        }
+    }
+}
+
 pub(super) struct Door {
-    pub(super) watched: bool,
-    /// Nobody is let in; who comes is turned away.
-    pub(super) turns_away: bool,
-    /// Not before then, because the system had no room for one more.
-    pub(super) not_before: Option<Instant>,
-    pub(super) back_off: Duration,
+    way: Way,
+    back_off: Duration,
     /// When the connections are ended that it had when it stopped for that time.
     pub(super) cuts: VecDeque<(Instant, u64)>,
-    /// When it is looked at again, after what waits was left to others for a moment.
-    pub(super) returns: Option<Instant>,
 }
 
 impl Default for Door {
     fn default() -> Door {
         Door {
-            watched: true,
-            turns_away: false,
-            not_before: None,
+            way: Way::Open,
             back_off: BACK_OFF,
             cuts: VecDeque::new(),
-            returns: None,
         }
     }
 }
 
 impl Door {
+    pub(super) fn way(&self) -> Way {
+        self.way
+    }
+
     /// The connections of which time are to be ended now, if any are.
     pub(super) fn next_cut(&mut self) -> Option<u64> {
         let (at, _) = self.cuts.front()?;
@@ -64,6 +96,29 @@ impl Door {
             true => self.cuts.pop_front().map(|(_, time)| time),
             false => None,
         }
+    }
+
+    /// When there is something to do about it next.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        let of_way = match self.way {
+            Way::Left(until) => Some(until),
+            Way::Shut(until) | Way::TurnsAway(until) => until,
+            Way::Open | Way::Gone => None,
+        };
+        let cut = self.cuts.front().map(|(at, _)| *at);
+        of_way.into_iter().chain(cut).min()
+    }
+
+    /// Until when the system is given time to find room.
+    pub(super) fn back_off(&mut self) -> Instant {
+        let until = Instant::now() + self.back_off;
+        self.back_off = (self.back_off * 2).min(MAX_BACK_OFF);
+        until
+    }
+
+    /// How long the system has had no room, about.
+    pub(super) fn shortage(&self) -> Duration {
+        self.back_off
     }
 }
 
@@ -76,49 +131,73 @@ impl Port {
     /// Looks at the listener, in that set.
     pub(super) fn open_door(&self, events: &Arc<EventSet>) -> io::Result<()> {
         let _ = self.doorway.events.set(Arc::clone(events));
-        let (listener, name) = (self.bound.socket.as_fd(), LISTENERS | self.index as u64);
+        let (listener, name) = self.event();
         match self.bound.is_lent() {
             true => events.watch_in_turn(listener, name),
             false => events.watch(listener, name),
         }
     }
 
-    /// Looks at the listener, or does not.
-    pub(super) fn watch(&self, door: &mut Door, watched: bool) {
-        let was_watched = std::mem::replace(&mut door.watched, watched);
+    fn event(&self) -> (BorrowedFd<'_>, u64) {
+        (self.bound.socket.as_fd(), LISTENERS | self.index as u64)
+    }
+
+    /// Has those who come go that way from now on. If the system does not let this process look at the listener, the way
+    /// stays for a moment what it was, without that.
+    pub(super) fn set_way(&self, door: &mut Door, way: Way) {
+        let before = std::mem::replace(&mut door.way, way);
+        if before.is_watched() != way.is_watched() && self.watch(way.is_watched()).is_err() {
+            door.way = before.for_now();
+        }
+    }
+
+    fn watch(&self, watched: bool) -> io::Result<()> {
         let Some(events) = self.doorway.events.get() else {
-            return;
+            return Ok(());
         };
-        let (listener, name) = (self.bound.socket.as_fd(), LISTENERS | self.index as u64);
+        let (listener, name) = self.event();
         // What is looked at in turn is in the set for as long as it is looked at; all else always is, so that this cannot
         // fail.
         match (self.bound.is_lent(), watched) {
-            (false, _) => drop(events.set_watched(listener, name, watched)),
-            (true, false) => events.forget(listener),
-            (true, true) if was_watched => {}
-            // The next review tries again.
-            (true, true) => door.watched = events.watch_in_turn(listener, name).is_ok(),
+            (false, _) => events.set_watched(listener, name, watched),
+            (true, true) => events.watch_in_turn(listener, name),
+            (true, false) => {
+                events.forget(listener);
+                Ok(())
+            }
         }
     }
 
-    /// A connection was taken. Of those who accept from the same socket, the next one is another. The kernel wakes one of those
-    /// who sleep for each connection; whoever is awake already would be there first, and have them all. So, if one waits and
-    /// somebody `is_idler`, it is left to those who have been woken for it: `true`, for a moment.
-    pub(super) fn has_taken_one(&self, door: &mut Door, is_idler: impl FnOnce() -> bool) -> bool {
-        if !self.bound.is_lent() || !door.watched {
+    /// A connection was taken. Of those who accept from the same socket, the next one is another: this process goes to the end
+    /// of the queue of those whom the kernel wakes, before it sleeps at the latest, and at once if connections `last`, because
+    /// those in front of the first one who sleeps are told, too.
+    ///
+    /// For a burst that is not enough: the kernel wakes somebody for each connection, and whoever is awake already would be
+    /// there first, and have them all. So, if one waits and there `is_idler`, it is left to those who have been woken for it:
+    /// `true`, for a moment.
+    pub(super) fn end_accept(
+        &self,
+        door: &mut Door,
+        last: bool,
+        is_idler: impl FnOnce() -> bool,
+    ) -> bool {
+        door.back_off = BACK_OFF;
+        if !self.bound.is_lent() || door.way != Way::Open {
+            return false;
+        }
+        if !last {
+            self.doorway.is_used.store(true, Ordering::Relaxed);
             return false;
         }
         let leaves = is_idler() && poll::is_readable(self.bound.socket.as_fd());
-        if leaves {
-            self.watch(door, false);
-            door.returns = Instant::now().checked_add(LEFT_FOR);
+        match leaves {
+            true => self.set_way(door, Way::Left(Instant::now() + LEFT_FOR)),
+            false => self.requeue(door),
         }
-        self.doorway.is_used.store(!leaves, Ordering::Relaxed);
         leaves
     }
 
-    /// This process is going to sleep: if it has let somebody in, it goes to the end of the queue of those whom the kernel
-    /// wakes. Not before, because whoever came in shall not wait for that.
+    /// This process is going to sleep.
     pub(super) fn end_turn(&self) {
         let is_used = &self.doorway.is_used;
         if is_used.load(Ordering::Relaxed) && is_used.swap(false, Ordering::Relaxed) {
@@ -126,12 +205,23 @@ impl Port {
         }
     }
 
-    /// Goes to the end of the queue, if this process looks at the listener. Whoever waits there is seen.
+    /// Looks at the listener again, if the moment is over for which somebody was left to others.
+    pub(super) fn come_back(&self, door: &mut Door) {
+        if matches!(door.way, Way::Left(until) if until <= Instant::now()) {
+            self.set_way(door, Way::Open);
+        }
+    }
+
+    /// Goes to the end of the queue, if this process lets clients in. Whoever waits there is seen.
     pub(super) fn queue_anew(&self) {
         let mut door = self.door();
-        if door.watched {
-            self.watch(&mut door, false);
-            self.watch(&mut door, true);
+        if door.way == Way::Open {
+            self.requeue(&mut door);
         }
+    }
+
+    fn requeue(&self, door: &mut Door) {
+        self.set_way(door, Way::Left(Instant::now()));
+        self.set_way(door, Way::Open);
     }
 }

@@ -4,7 +4,7 @@
 //! it costs no time; the kernel's backlog holds the rest. One that stops turns everybody away.
 
 use super::connections::{Connections, Entry};
-use super::door::{BACK_OFF, Door, LISTENERS, MAX_BACK_OFF};
+use super::door::{Door, LISTENERS, Way};
 use super::driver::Driver;
 use super::{Port, Site};
 use crate::arrival::Arrival;
@@ -82,17 +82,16 @@ impl Reception {
     /// Takes one connection of a listener's.
     pub(super) fn accept(&self, listener: usize) -> Option<Box<Driver>> {
         let port = &self.site.ports[listener];
-        match self.site.control.gate().closed(listener) {
-            Some(reason) if !port.door().turns_away => {
+        if let Some(reason) = self.site.control.gate().closed(listener) {
+            if !matches!(port.door().way(), Way::TurnsAway(_)) {
                 self.stop_accepting(port, reason);
                 return None;
             }
-            _ => {}
         }
         match socket::accept(&port.bound.socket) {
             Ok(None) => None,
             Ok(Some(socket)) => {
-                self.has_taken_one(port);
+                self.end_accept(port);
                 // One about which the kernel tells nothing is gone.
                 self.admit(socket, port, true).ok().flatten()
             }
@@ -106,14 +105,11 @@ impl Reception {
         }
     }
 
-    /// A connection was taken.
-    fn has_taken_one(&self, port: &Port) {
+    /// A connection was taken: see [`Port::end_accept`].
+    fn end_accept(&self, port: &Port) {
         let gate = self.site.control.gate();
-        let mut door = port.door();
-        door.back_off = BACK_OFF;
-        let leaves = port.has_taken_one(&mut door, || gate.has_idler());
-        drop(door);
-        if leaves {
+        let last = gate.connections_last();
+        if port.end_accept(&mut port.door(), last, || gate.has_idler()) {
             // Somebody else may lead by now, and sleep without knowing of the time.
             gate.waker().wake();
         }
@@ -237,7 +233,7 @@ impl Reception {
     /// The system has no room. If that lasts, those who wait shall not do so without knowing for what.
     fn tell_of_shortage(&self, port: &Port) {
         // Others may have room.
-        if port.bound.is_lent() || port.door().back_off <= LASTING {
+        if port.bound.is_lent() || port.door().shortage() <= LASTING {
             return;
         }
         let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,20 +243,19 @@ impl Reception {
         *kept = reserve(&self.site.control);
     }
 
-    /// Looks at a listener no more, until there is a reason to.
+    /// Takes nobody from a listener any more, until there is a reason to.
     fn stop_accepting(&self, port: &Port, reason: PauseReason) {
         let mut door = port.door();
-        if !door.watched {
-            return;
-        }
-        door.not_before = None;
-        if reason == PauseReason::NoResources {
-            door.not_before = Some(Instant::now() + door.back_off);
-            door.back_off = (door.back_off * 2).min(MAX_BACK_OFF);
-        }
-        port.watch(&mut door, false);
+        let until = (reason == PauseReason::NoResources).then(|| door.back_off());
+        let way = match door.way() {
+            Way::Open | Way::Left(_) => Way::Shut(until),
+            Way::TurnsAway(None) => Way::TurnsAway(until),
+            Way::Shut(_) | Way::TurnsAway(_) | Way::Gone => return,
+        };
+        let led_in = door.way().leads_in();
+        port.set_way(&mut door, way);
         self.has_others_look(port);
-        if !door.turns_away {
+        if led_in {
             // Under the lock, so that what is told is told in order.
             self.tell(port, |listener| Event::Paused { listener, reason });
         }
@@ -289,12 +284,16 @@ impl Reception {
                 self.connections.cut_listener(port, time);
             }
             let is_stopped = gate.is_stopped(port.index) || self.is_stopping();
-            match (door.turns_away, is_stopped) {
-                (false, true) => self.close(port, door),
-                (true, false) => self.open_again(port, door),
-                (true, true) => {}
-                (false, false) if !door.watched => self.accept_again(port, door),
-                (false, false) => {
+            match door.way() {
+                Way::TurnsAway(_) | Way::Gone if !is_stopped => self.open_again(port, door),
+                Way::TurnsAway(Some(at)) if at <= Instant::now() => {
+                    port.set_way(&mut door, Way::TurnsAway(None));
+                }
+                Way::TurnsAway(_) | Way::Gone => {}
+                _ if is_stopped => self.close(port, door),
+                Way::Shut(not_before) => self.accept_again(port, door, not_before),
+                Way::Open | Way::Left(_) => {
+                    port.come_back(&mut door);
                     drop(door);
                     if let Some(reason) = gate.closed(port.index) {
                         self.stop_accepting(port, reason);
@@ -318,26 +317,18 @@ impl Reception {
         }
     }
 
-    /// Looks at a listener again, if there is a reason to.
-    fn accept_again(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
-        if let Some(returns) = door.returns {
-            if Instant::now() < returns {
-                return;
-            }
-            door.returns = None;
-            // As if it had been looked at all the time.
-            port.watch(&mut door, true);
-            drop(door);
-            if let Some(reason) = self.site.control.gate().closed(port.index) {
-                self.stop_accepting(port, reason);
-            }
-            return;
-        }
-        let too_early = door.not_before.is_some_and(|time| Instant::now() < time);
+    /// Lets clients in again, if there is a reason to.
+    fn accept_again(
+        &self,
+        port: &Port,
+        mut door: MutexGuard<'_, Door>,
+        not_before: Option<Instant>,
+    ) {
+        let too_early = not_before.is_some_and(|time| Instant::now() < time);
         if too_early && !self.connections.has_one_ended() {
             return;
         }
-        door.not_before = None;
+        port.set_way(&mut door, Way::Shut(None));
         let gate = self.site.control.gate();
         if gate.closed(port.index).is_some() {
             self.connections.tell_when_one_ends();
@@ -346,27 +337,28 @@ impl Reception {
                 return;
             }
         }
-        port.watch(&mut door, true);
-        self.tell(port, |listener| Event::Resumed { listener });
+        port.set_way(&mut door, Way::Open);
+        if door.way() == Way::Open {
+            self.tell(port, |listener| Event::Resumed { listener });
+        }
     }
 
     /// A listener was told to stop: nobody finds it, and who has found it is turned away. Who came through it before
     /// may finish what is under way.
     fn close(&self, port: &Port, mut door: MutexGuard<'_, Door>) {
-        if door.watched {
+        if door.way().leads_in() {
             let reason = PauseReason::Stopping;
             self.tell(port, |listener| Event::Paused { listener, reason });
         }
-        (door.turns_away, door.not_before) = (true, None);
-        if self.is_stopping() {
-            if port.bound.is_lent() {
-                // Others go on.
-                port.watch(&mut door, false);
-                self.has_others_look(port);
-            }
+        if self.is_stopping() && port.bound.is_lent() {
+            port.set_way(&mut door, Way::Gone);
+            self.has_others_look(port);
             return;
         }
-        port.watch(&mut door, true);
+        port.set_way(&mut door, Way::TurnsAway(None));
+        if self.is_stopping() {
+            return;
+        }
         if let Err(err) = port.bound.set_hidden(true) {
             self.site.control.observer().failed(None, "renameat2", &err);
         }
@@ -392,7 +384,7 @@ impl Reception {
             self.site.control.gate().set_stopped(name, true);
             return;
         }
-        door.turns_away = false;
+        port.set_way(&mut door, Way::Open);
         self.connections.undrain_listener(port);
         self.tell(port, |listener| Event::ListenerStarted { listener });
         self.tell(port, |listener| Event::Resumed { listener });
@@ -400,14 +392,8 @@ impl Reception {
 
     /// Until when the engine may sleep because of the listeners.
     pub(super) fn sleep_until(&self) -> Option<Instant> {
-        let doors = self.site.ports.iter().map(|port| port.door());
-        doors
-            .flat_map(|door| {
-                let cut = door.cuts.front().map(|(at, _)| *at);
-                [door.not_before, door.returns, cut]
-            })
-            .flatten()
-            .min()
+        let ports = self.site.ports.iter();
+        ports.filter_map(|port| port.door().next_time()).min()
     }
 
     fn tell(&self, port: &Port, event: impl FnOnce(Arc<str>) -> Event) {

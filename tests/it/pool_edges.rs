@@ -1,13 +1,15 @@
 //! Pools at their edges: no time at all, names without end, workers that begin while something is said to all.
 
 use crate::engine::cpu_time;
+use crate::hostile::Raw;
 use crate::pool_death::slow;
 use crate::prefork::{all_serve, pids, pool, server, until};
 use crate::processes::readable;
-use forkserver::{Client, Exit, Fault, PoolEvent, Prefork, ServerHandle};
+use forkserver::{Client, Exit, Fault, Listener, PoolEvent, Prefork, ServerHandle};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 crate::tests![
@@ -22,6 +24,7 @@ crate::tests![
     a_worker_that_has_become_another_program_is_replaced,
     a_worker_that_stops_the_server_and_dies_has_stopped_it,
     other_threads_may_ask_while_one_reloads,
+    a_stopped_listener_of_workers_turns_everybody_away_and_costs_no_time,
 ];
 
 fn sleepy(prefork: Prefork) -> forkserver::Server {
@@ -246,4 +249,37 @@ fn other_threads_may_ask_while_one_reloads() {
         }
         reload.join().unwrap();
     });
+}
+
+fn a_stopped_listener_of_workers_turns_everybody_away_and_costs_no_time() {
+    let path = std::env::temp_dir().join("activated");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = server(2)
+        .listen(Listener::from_fd(listener).name("main"))
+        .listen(Listener::private().name("other"))
+        .start()
+        .unwrap();
+    // Connections that last, one more in one worker than in the other: that one leaves newcomers to the other.
+    let kept = [(), (), ()].map(|()| {
+        let mut client = Client::connect(server.address_of("other").unwrap()).unwrap();
+        client.call::<_, i32>("pid", &()).unwrap();
+        client
+    });
+    server.stop_listener("main").unwrap();
+    let burst = [(); 20].map(|()| Raw::from(UnixStream::connect(&path).unwrap()));
+    for mut refused in burst {
+        refused.read_to_end();
+    }
+    let workers = pids(&server);
+    let spent = || workers.iter().map(|pid| cpu_time(*pid)).sum::<Duration>();
+    let before = spent();
+    // Nothing is to happen for a while; there is no event to wait for.
+    assert!(!readable(&server, Duration::from_millis(300)));
+    let spent = spent() - before;
+    assert!(spent < Duration::from_millis(50), "{spent:?}");
+    server.start_listener("main").unwrap();
+    let mut newcomer = Client::connect(server.address_of("main").unwrap()).unwrap();
+    newcomer.call::<_, i32>("pid", &()).unwrap();
+    drop(kept);
+    std::fs::remove_file(path).unwrap();
 }

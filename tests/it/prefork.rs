@@ -150,10 +150,28 @@ fn spread(server: &ServerHandle, mut clients: Vec<Client>) -> Vec<usize> {
     counts.into_values().collect()
 }
 
+/// Waits until no thread of these processes has anything to do.
+fn until_asleep(processes: &BTreeSet<u32>) {
+    let state = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    let is_asleep = |process: &u32| {
+        let mut tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        tasks.all(|task| state(task) == Some('S'))
+    };
+    while !processes.iter().all(is_asleep) {
+        std::thread::yield_now();
+    }
+}
+
 fn sixteen_lasting_connections_are_spread_evenly() {
     let server = server(4).start().unwrap();
+    let workers = pids(&server);
     let mut clients = Vec::new();
     for _ in 0..16 {
+        // Whoever waits for a processor because others use it gets no client meanwhile, which is as it should be.
+        until_asleep(&workers);
         let mut client = Client::connect(server.address()).unwrap();
         client.call::<_, i32>("pid", &()).unwrap();
         clients.push(client);
