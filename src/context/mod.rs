@@ -57,6 +57,8 @@ pub struct Context {
     close: Option<Close>,
     /// Where the others see what this worker is doing.
     cell: Option<usize>,
+    /// The number of the last call's name, if it has one, and its own.
+    last_call: (Option<u32>, u32),
     /// Dropped when what has the connection for itself gives it back.
     held: Option<Box<dyn Any + Send>>,
 }
@@ -80,6 +82,7 @@ impl Context {
             deferred: Vec::new(),
             close: None,
             cell: None,
+            last_call: (None, 0),
             held: None,
         }
     }
@@ -175,7 +178,8 @@ impl Context {
     }
 
     /// Has `task` done after the answer has been sent, or given up: in order, exactly once, on this thread and
-    /// before the connection's next call.
+    /// before the connection's next call. All tasks of a call together may take as long as the call itself before their worker
+    /// counts as hung ([`call_timeout`](crate::Prefork::call_timeout)).
     pub fn defer(&mut self, task: impl FnOnce() + Send + 'static) {
         self.deferred.push(Box::new(task));
     }
@@ -215,7 +219,14 @@ impl Context {
     /// A handler begins; `number` is its name's, if it has one.
     #[inline]
     pub(crate) fn begins(&mut self, number: Option<u32>, call: u32) {
+        self.last_call = (number, call);
         self.cell = self.control.gate().counts().begin(number, call);
+    }
+
+    /// What the handler has put off is done now, which may take as long as the call.
+    pub(crate) fn goes_on(&mut self) {
+        let (number, call) = self.last_call;
+        self.begins(number, call);
     }
 
     /// The handler has returned.

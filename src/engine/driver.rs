@@ -398,13 +398,19 @@ impl Driver {
         let Some(context) = context.or(self.context.as_deref_mut()) else {
             return;
         };
-        for task in context.take_deferred() {
+        let tasks = context.take_deferred();
+        if tasks.is_empty() {
+            return;
+        }
+        context.goes_on();
+        for task in tasks {
             // The answer is gone already: the client need not know.
             if let Err(panicked) = panics::catch(task) {
                 let (session, observer) = (Some(self.entry.id), self.entry.observer());
                 observer.panicked(session, "a deferred task", &panicked);
             }
         }
+        context.ends();
     }
 }
 

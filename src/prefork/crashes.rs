@@ -11,6 +11,8 @@ const LOOP: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 const GROWTH: f64 = 1.5;
+/// So much more or less, so that several servers do not go on at the same time.
+const JITTER: f64 = 0.2;
 
 /// Deaths in a row.
 #[derive(Debug)]
@@ -46,8 +48,9 @@ impl Crashes {
             return Duration::ZERO;
         };
         let grown = FIRST_PAUSE.as_secs_f64() * GROWTH.powi(over.min(64) as i32);
-        let jitter = 0.8 + 0.4 * self.next_random();
-        Duration::from_secs_f64((grown * jitter).min(MAX_PAUSE.as_secs_f64()))
+        let middle = grown.min(MAX_PAUSE.as_secs_f64() / (1.0 + JITTER));
+        let jitter = 1.0 + JITTER * (2.0 * self.next_random() - 1.0);
+        Duration::from_secs_f64(middle * jitter).min(MAX_PAUSE)
     }
 
     /// A number from 0 to 1 (the generator is SplitMix64).

@@ -4,7 +4,7 @@
 
 use crate::scoreboard::{PoolEvent, ReplaceReason};
 use crate::worker::Worker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Something to be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,10 +23,19 @@ pub(super) enum Phase {
     Ready,
     /// It was told to finish.
     Leaving,
-    /// It is being killed; whether it had served.
-    Killed {
-        ready: Option<Instant>,
-    },
+    /// It is being killed, and does not count any more.
+    Killed,
+}
+
+/// A life that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It has not served yet.
+    Starting,
+    /// It has served for so long.
+    Serving(Duration),
+    /// It was to end.
+    Over,
 }
 
 /// One worker.
@@ -42,6 +51,14 @@ impl Member {
     /// It holds its slot.
     pub(super) fn stays(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Ready)
+    }
+
+    pub(super) fn life(&self, now: Instant) -> Life {
+        match self.phase {
+            Phase::Starting => Life::Starting,
+            Phase::Ready => Life::Serving(now.saturating_duration_since(self.since)),
+            Phase::Leaving | Phase::Killed => Life::Over,
+        }
     }
 }
 

@@ -1,10 +1,15 @@
-//! How much memory this process has for itself, and how much it shares.
+//! How much memory a process has for itself, and how much it shares.
 //!
 //! Invariant: the kernel's word (`smaps_rollup`, since 4.14); without it, nothing is known and nobody is blamed.
 
 /// Private and shared memory of this process, in bytes.
 pub(crate) fn of_this_process() -> Option<(u64, u64)> {
     parse(&std::fs::read_to_string("/proc/self/smaps_rollup").ok()?)
+}
+
+/// The same of another one, which must belong to the same user.
+pub(crate) fn of_process(pid: u32) -> Option<(u64, u64)> {
+    parse(&std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?)
 }
 
 /// Lines like `Private_Dirty:        12 kB`. Huge pages of their own file system count as well.

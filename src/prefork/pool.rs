@@ -6,7 +6,7 @@ mod reloads;
 
 use super::MOMENT;
 use super::crashes::Crashes;
-use super::member::{Act, Member, Phase, Transit};
+use super::member::{Act, Life, Member, Phase, Transit};
 use crate::exit::Exit;
 use crate::scoreboard::{MAX_WORKERS, PoolEvent, ReplaceReason};
 use crate::worker::Worker;
@@ -152,7 +152,7 @@ impl Pool {
             Phase::Starting => member.since.checked_add(self.start_timeout),
             Phase::Leaving => member.since.checked_add(self.grace),
             Phase::Ready if self.is_new(member) => member.since.checked_add(self.min_uptime),
-            Phase::Ready | Phase::Killed { .. } => None,
+            Phase::Ready | Phase::Killed => None,
         });
         let pause = self.crashes.not_before().filter(|_| self.wants_to_fork());
         of_members.chain(pause).min()
@@ -231,14 +231,16 @@ impl Pool {
         }
     }
 
-    /// A worker is being killed because it hangs. `false`: it was before, and dies slowly.
+    /// A worker is being killed because it hangs, or is too slow. `false`: it was before, and dies slowly.
     pub(crate) fn kills(&mut self, generation: u32, now: Instant) -> bool {
-        let is_alive = |member: &&mut Member| !matches!(member.phase, Phase::Killed { .. });
+        let is_alive = |member: &&mut Member| member.phase != Phase::Killed;
         let Some(member) = self.member(generation).filter(is_alive) else {
             return false;
         };
-        let ready = (member.phase == Phase::Ready).then_some(member.since);
-        (member.phase, member.since) = (Phase::Killed { ready }, now);
+        // Its successor does not wait until it is dead, but a pause.
+        let (worker, life) = (member.worker, member.life(now));
+        (member.phase, member.since) = (Phase::Killed, now);
+        self.count_life(worker, life, now);
         true
     }
 
@@ -248,33 +250,33 @@ impl Pool {
         let Some(place) = self.members.iter().position(is_it) else {
             return;
         };
-        let Member {
-            worker,
-            phase,
-            since,
-        } = self.members.swap_remove(place);
+        let member = self.members.swap_remove(place);
+        let worker = member.worker;
         self.worn.retain(|(worn, _)| *worn != generation);
-        let lived = match phase {
-            Phase::Leaving => None,
-            Phase::Starting | Phase::Killed { ready: None } => {
-                self.fail_reload();
-                Some(Duration::ZERO)
-            }
-            Phase::Ready => Some(now.duration_since(since)),
-            Phase::Killed { ready: Some(ready) } => Some(since.duration_since(ready)),
-        };
-        match lived {
-            None => self.tell(PoolEvent::Left { worker, exit }),
-            Some(lived) => {
-                self.tell(PoolEvent::Died { worker, exit });
-                if lived < self.min_uptime {
-                    self.count_death(now);
-                }
-            }
-        }
+        self.tell(match member.phase {
+            Phase::Leaving => PoolEvent::Left { worker, exit },
+            _ => PoolEvent::Died { worker, exit },
+        });
+        self.count_life(worker, member.life(now), now);
         match self.transit.take_if(|transit| transit.new == generation) {
             Some(transit) => self.back_out(transit.reason),
             None => drop(self.transit.take_if(|transit| transit.old == generation)),
+        }
+    }
+
+    /// A life is over that nobody has ended.
+    fn count_life(&mut self, worker: Worker, life: Life, now: Instant) {
+        let is_young = match life {
+            Life::Serving(time) => time < self.min_uptime,
+            Life::Starting => true,
+            Life::Over => false,
+        };
+        // What was started before a reload says nothing about those that are started by it.
+        if life == Life::Starting && worker.generation > self.outdated {
+            self.fail_reload();
+        }
+        if is_young {
+            self.count_death(now);
         }
     }
 
@@ -308,23 +310,20 @@ impl Pool {
         let mut slow = Vec::new();
         for member in &mut self.members {
             let age = now.saturating_duration_since(member.since);
-            let is_starting = member.phase == Phase::Starting && age >= self.start_timeout;
-            if is_starting {
-                slow.push(member.worker);
-            } else if member.phase != Phase::Leaving || age < self.grace {
-                continue;
+            match member.phase {
+                Phase::Starting if age >= self.start_timeout => slow.push(member.worker),
+                Phase::Leaving if age >= self.grace => {
+                    // Once more after as long, should it still be there.
+                    member.since = now;
+                    self.acts.push_back(Act::Kill(member.worker));
+                }
+                _ => {}
             }
-            let worker = member.worker;
-            if is_starting {
-                (member.phase, member.since) = (Phase::Killed { ready: None }, now);
-            } else {
-                // Once more after as long, should it still be there.
-                member.since = now;
-            }
-            self.acts.push_back(Act::Kill(worker));
         }
         for worker in slow {
+            self.acts.push_back(Act::Kill(worker));
             self.tell(PoolEvent::TooSlow { worker });
+            self.kills(worker.generation, now);
         }
     }
 

@@ -30,8 +30,12 @@ struct World {
 
 impl World {
     fn new(wanted: usize) -> World {
+        World::with(wanted, UPTIME, 1)
+    }
+
+    fn with(wanted: usize, min_uptime: Duration, seed: u64) -> World {
         let mut world = World {
-            pool: Pool::new(wanted, UPTIME, START, GRACE, 1),
+            pool: Pool::new(wanted, min_uptime, START, GRACE, seed),
             alive: Vec::new(),
             now: Instant::now(),
             told: Vec::new(),
@@ -152,21 +156,74 @@ fn one_that_does_not_leave_is_killed_after_the_grace() {
     assert_eq!(world.generations(), [1]);
 }
 
-#[test]
-fn young_deaths_are_followed_by_pauses_that_grow_to_half_a_minute() {
-    let mut world = World::new(1);
-    let mut pauses = Vec::new();
-    for _ in 0..40 {
-        world.all_ready();
-        let generation = world.generations()[0];
-        world.die(generation, Exit::Code(1));
+/// The pauses behind forty deaths of the only worker, each of which `dies`.
+fn pauses(world: &mut World, dies: impl Fn(&mut World)) -> Vec<Duration> {
+    let pause = |_| {
+        dies(world);
         let died = world.now;
         while world.alive.is_empty() {
             world.now = world.pool.deadline().expect("it is tried again");
             world.settle();
         }
-        pauses.push(world.now - died);
-    }
+        world.now - died
+    };
+    (0..40).map(pause).collect()
+}
+
+fn dies_as_it_starts(world: &mut World) {
+    let generation = world.generations()[0];
+    world.die(generation, Exit::Code(1));
+}
+
+fn dies_young(world: &mut World) {
+    world.all_ready();
+    dies_as_it_starts(world);
+}
+
+#[test]
+fn deaths_before_readiness_are_young_whatever_the_least_uptime_is() {
+    let mut world = World::with(1, Duration::ZERO, 1);
+    let before = pauses(&mut world, dies_as_it_starts);
+    assert!(before[3] >= Duration::from_millis(40), "{before:?}");
+    assert_eq!(world.has_told(&PoolEvent::CrashLoop { deaths: 8 }), 1);
+    let mut world = World::with(1, Duration::ZERO, 1);
+    assert_eq!(pauses(&mut world, dies_young), [Duration::ZERO; 40]);
+}
+
+#[test]
+fn one_that_is_too_slow_or_cannot_be_forked_has_died_young() {
+    let mut world = World::with(1, Duration::ZERO, 1);
+    // The one that is too slow is killed.
+    let slow = pauses(&mut world, |world| {
+        let generation = world.generations()[0];
+        world.wait(START);
+        assert_ne!(world.generations().first(), Some(&generation));
+    });
+    assert!(slow[10] >= Duration::from_millis(400), "{slow:?}");
+    let mut world = World::with(1, Duration::ZERO, 1);
+    let refused = pauses(&mut world, |world| {
+        let generation = world.generations()[0];
+        world.alive.clear();
+        world
+            .pool
+            .not_forked(generation, "no memory".into(), world.now);
+        world.settle();
+    });
+    assert!(refused[10] >= Duration::from_millis(400), "{refused:?}");
+}
+
+#[test]
+fn pauses_differ_from_server_to_server() {
+    let of_seed = |seed| pauses(&mut World::with(1, UPTIME, seed), dies_young);
+    let (one, other) = (of_seed(1), of_seed(2));
+    let alike = one.iter().zip(&other).filter(|(one, other)| one == other);
+    assert_eq!(alike.count(), 3, "those that are none: {one:?}, {other:?}");
+}
+
+#[test]
+fn young_deaths_are_followed_by_pauses_that_grow_to_half_a_minute() {
+    let mut world = World::new(1);
+    let pauses = pauses(&mut world, dies_young);
     assert_eq!(
         pauses[..3],
         [Duration::ZERO; 3],
@@ -174,7 +231,7 @@ fn young_deaths_are_followed_by_pauses_that_grow_to_half_a_minute() {
     );
     assert!(pauses[3] >= Duration::from_millis(40) && pauses[3] <= Duration::from_millis(60));
     assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(30)));
-    assert!(pauses[39] >= Duration::from_secs(24));
+    assert!(pauses[39] >= Duration::from_secs(15));
     assert_eq!(world.has_told(&PoolEvent::CrashLoop { deaths: 8 }), 1);
     world.all_ready();
     world.wait(UPTIME);
@@ -262,6 +319,19 @@ fn a_start_that_a_reload_has_come_upon_may_fail_once_more() {
     assert_eq!(world.alive.len(), 2);
     assert!(world.alive.iter().all(|alive| alive.worker.generation > 3));
     assert_eq!(world.has_told(&PoolEvent::Reloaded), 1);
+}
+
+#[test]
+fn one_that_was_old_before_it_served_does_not_end_a_reload() {
+    let mut world = World::new(1);
+    world.all_ready();
+    world.die(1, Exit::Signal(9));
+    // Another one begins, and is to be replaced before it does.
+    world.pool.reload();
+    world.die(2, Exit::Signal(6));
+    world.all_ready();
+    let told = [PoolEvent::Reloaded, PoolEvent::NotReloaded].map(|event| world.has_told(&event));
+    assert_eq!(told, [1, 0]);
 }
 
 #[test]

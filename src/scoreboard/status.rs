@@ -58,8 +58,8 @@ pub struct WorkerStatus {
     pub streams: usize,
     /// Connections that were ever accepted.
     pub accepted: u64,
-    /// Memory that it shares with nobody, in bytes: what its end would give back. From the last time it looked, which is at its
-    /// start, every 256 calls, and when it is asked.
+    /// Memory that it shares with nobody, in bytes: what its end would give back. From when the status was
+    /// asked for; of a worker that does not listen, from when it last looked.
     pub private_memory: u64,
     /// Memory that it shares with others, the monitor above all, in bytes.
     pub shared_memory: u64,
@@ -148,7 +148,7 @@ pub enum PoolEvent {
         /// What it said.
         reason: String,
     },
-    /// No worker could be forked; it is tried again.
+    /// A worker could not be forked, or the system refused it something that it needs to serve; it is tried again.
     #[error("no worker could be forked: {reason}")]
     NotForked {
         /// What the system said.

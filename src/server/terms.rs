@@ -50,9 +50,15 @@ impl Server {
     pub fn prefork(mut self, prefork: Prefork) -> Server {
         if self.prefork.replace(prefork).is_none() {
             self.service.add(STATUS.into(), |ctx, ()| {
-                let (private, shared) = memory::of_this_process().unwrap_or_default();
-                ctx.control().gate().set_memory(private, shared);
-                Ok(ctx.control().status())
+                let mut status = ctx.control().status();
+                let workers = status.pool.iter_mut().flat_map(|pool| &mut pool.workers);
+                for worker in workers {
+                    // If it is just ending, what it has said itself is as good.
+                    if let Some((private, shared)) = memory::of_process(worker.pid) {
+                        (worker.private_memory, worker.shared_memory) = (private, shared);
+                    }
+                }
+                Ok(status)
             });
             self.service
                 .add(FATE.into(), |ctx, (tag, generation): (u64, u32)| {

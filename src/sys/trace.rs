@@ -3,7 +3,7 @@
 //! Invariant: only a thread that is about to lose its process is asked. Should the unwinder wait for a lock that the thread
 //! itself holds, the process ends all the same.
 
-use super::{check, signal};
+use super::{check, process, signal};
 use nix::libc;
 use std::io;
 use std::ptr::null_mut;
@@ -20,7 +20,8 @@ fn number() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
-/// Has threads that are asked write into `place`: how many addresses, and the addresses, the innermost first.
+/// Has threads that are asked write into `place`, if nothing is there (0): which thread it is and how many addresses
+/// ([`heading`]), and the addresses, the innermost first.
 pub(crate) fn arm(place: &'static [AtomicU64]) -> io::Result<()> {
     LEN.store(place.len(), Ordering::SeqCst);
     PLACE.store(place.as_ptr().cast_mut(), Ordering::SeqCst);
@@ -36,7 +37,9 @@ pub(crate) fn ask(child: u32, thread: i32) -> io::Result<()> {
     check(result as libc::c_int).map(drop)
 }
 
+/// Not inlined, as no part of the handler is: whoever reads a trace leaves out as many frames as there are of it.
 #[cfg(target_env = "gnu")]
+#[inline(never)]
 fn addresses(buffer: &mut [*mut libc::c_void; MAX]) -> usize {
     // SAFETY: the buffer has room for so many addresses.
     let count = unsafe { libc::backtrace(buffer.as_mut_ptr(), MAX as libc::c_int) };
@@ -49,20 +52,42 @@ fn addresses(_: &mut [*mut libc::c_void; MAX]) -> usize {
     0
 }
 
+/// A thread is at it, and has not finished.
+const UNFINISHED: u64 = 1;
+
+/// Whose trace it is and how many addresses it has, if it is there and whole.
+pub(crate) fn heading(first: u64) -> Option<(i32, usize)> {
+    let (thread, count) = ((first >> 32) as i32, first as u32 as usize);
+    (thread > 0).then_some((thread, count))
+}
+
 extern "C" fn write_down(_: libc::c_int) {
     let errno = nix::errno::Errno::last_raw();
     let place = PLACE.load(Ordering::SeqCst);
     if !place.is_null() {
         // SAFETY: `arm` was given a slice of that length, which lives for as long as the process.
         let place = unsafe { std::slice::from_raw_parts(place, LEN.load(Ordering::SeqCst)) };
-        let mut found = [null_mut(); MAX];
-        let count = addresses(&mut found);
         if let Some((first, words)) = place.split_first() {
-            let found = found[..count].iter().zip(words);
-            let written =
-                found.map(|(address, word)| word.store(*address as u64, Ordering::Relaxed));
-            first.store(written.count() as u64, Ordering::Release);
+            write_into(first, words);
         }
     }
     nix::errno::Errno::set_raw(errno);
+}
+
+#[inline(never)]
+fn write_into(first: &AtomicU64, words: &[AtomicU64]) {
+    // Another thread's trace is there until it has been read.
+    if first
+        .compare_exchange(0, UNFINISHED, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
+        return;
+    }
+    let mut found = [null_mut(); MAX];
+    let count = addresses(&mut found);
+    let found = found[..count].iter().zip(words);
+    let written = found.map(|(address, word)| word.store(*address as u64, Ordering::Relaxed));
+    let count = written.count() as u64;
+    let thread = process::thread_id() as u64;
+    first.store(thread << 32 | count, Ordering::Release);
 }

@@ -8,7 +8,7 @@ use crate::processes::readable;
 use forkserver::{Client, Exit, Fault, Listener, PoolEvent, Prefork, ServerHandle};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ crate::tests![
     an_event_with_a_long_text_is_kept_cut,
     six_hundred_long_calls_do_not_keep_the_status_back,
     a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing,
+    a_handler_that_exits_while_the_server_ends_does_not_keep_it_from_finalizing,
     a_worker_that_has_become_another_program_is_replaced,
     a_worker_that_stops_the_server_and_dies_has_stopped_it,
     other_threads_may_ask_while_one_reloads,
@@ -186,6 +187,35 @@ fn a_worker_that_dies_while_the_server_ends_does_not_keep_it_from_finalizing() {
         std::thread::yield_now();
     }
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    client.finish(call).unwrap_err();
+    assert_eq!(server.wait(), Exit::Signal(15));
+    std::fs::remove_file(file).expect("the hook has run");
+}
+
+fn a_handler_that_exits_while_the_server_ends_does_not_keep_it_from_finalizing() {
+    let file = std::env::temp_dir().join("finalized");
+    let written = file.clone();
+    let (entered, enter) = std::io::pipe().unwrap();
+    let (waits, go) = std::io::pipe().unwrap();
+    let server = server(2)
+        .keep_fd(&enter)
+        .keep_fd(&waits)
+        .handle("exit later", move |_, status: i32| -> Result<(), Fault> {
+            (&enter).write_all(b"!")?;
+            (&waits).read_exact(&mut [0])?;
+            std::process::exit(status)
+        })
+        .finalize(move |_| std::fs::write(&written, "").unwrap())
+        .start()
+        .unwrap();
+    let mut client = Client::connect(server.address()).unwrap();
+    let call = client.begin::<_, ()>("exit later", &1_i32).unwrap();
+    (&entered).read_exact(&mut [0]).unwrap();
+    kill(monitor(&server), Signal::SIGTERM).unwrap();
+    while server.address().path().exists() {
+        std::thread::yield_now();
+    }
+    (&go).write_all(b"!").unwrap();
     client.finish(call).unwrap_err();
     assert_eq!(server.wait(), Exit::Signal(15));
     std::fs::remove_file(file).expect("the hook has run");

@@ -1,20 +1,25 @@
 //! What a monitor does about workers that hang, wear out, or die as soon as they are there.
 
 use crate::pool_death::slow;
-use crate::prefork::{all_serve, pids, pool, server, until};
+use crate::prefork::{all_serve, pid, pids, pool, server, until};
 use forkserver::{
-    CallError, Client, ControlError, Exit, Fault, PoolEvent, Prefork, ReplaceReason, WorkerPhase,
+    CallError, Client, ControlError, Engine, Event, Exit, Fault, PoolEvent, Prefork, ReplaceReason,
+    WorkerPhase,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 crate::tests![
     a_hung_call_is_traced_and_its_worker_killed,
     a_looping_call_is_killed_too,
+    a_hung_call_is_told_with_its_own_trace,
+    a_hung_deferred_task_is_killed_too,
     a_neighbour_of_a_hung_worker_does_not_notice,
     a_call_that_says_that_it_goes_on_is_not_hung,
     a_call_that_ends_within_the_grace_after_all_kills_nobody,
@@ -31,10 +36,12 @@ crate::tests![
     workers_that_die_young_are_started_with_pauses,
     a_crash_loop_heals,
     a_worker_whose_hook_fails_is_not_tried_again,
+    what_the_system_refuses_a_new_worker_is_tried_again,
     a_server_whose_workers_all_fail_ends,
     a_worker_that_takes_too_long_to_start_is_killed,
     the_status_says_who_does_what,
     any_client_may_ask_for_the_status,
+    a_worker_tells_what_memory_the_others_have,
     garbage_on_the_board_hurts_the_worker_alone,
     the_monitor_has_one_thread_and_no_client,
 ];
@@ -43,7 +50,11 @@ const TIMEOUT: Duration = Duration::from_millis(200);
 const KILL_AFTER: Duration = Duration::from_millis(200);
 
 fn strict() -> Prefork {
-    Prefork::new(2)
+    strict_with(2)
+}
+
+fn strict_with(workers: usize) -> Prefork {
+    Prefork::new(workers)
         .call_timeout(TIMEOUT)
         .kill_after(KILL_AFTER)
         .min_uptime(Duration::ZERO)
@@ -129,6 +140,83 @@ fn a_hung_call_is_traced_and_its_worker_killed() {
     }
 }
 
+/// Two calls hang in one worker, and the one that began first is told.
+fn a_hung_call_is_told_with_its_own_trace() {
+    if crate::harness::engine() == Engine::Evented {
+        return;
+    }
+    let (entered, enter) = std::io::pipe().unwrap();
+    let server = server(1)
+        .keep_fd(&enter)
+        .handle("sleep here", move |_, (): ()| {
+            (&enter).write_all(b"!")?;
+            sleeps_here();
+            Ok(())
+        })
+        .handle("loop", |_, (): ()| -> Result<(), Fault> { never_ends() })
+        .prefork(strict_with(1))
+        .start()
+        .unwrap();
+    let mut clients = [(), ()].map(|()| server.connect().unwrap());
+    let first = clients[0].begin::<_, ()>("sleep here", &()).unwrap();
+    (&entered).read_exact(&mut [0]).unwrap();
+    // It has been asked by the time at which the second one is.
+    std::thread::sleep(TIMEOUT / 4);
+    let second = clients[1].begin::<_, ()>("loop", &()).unwrap();
+    let [one, other] = &mut clients;
+    one.finish(first).unwrap_err();
+    other.finish(second).unwrap_err();
+    let status = until(&server, "it is replaced", all_serve(1));
+    let Some(PoolEvent::Hung { name, trace, .. }) = hung(&status.events) else {
+        panic!("{:?}", status.events);
+    };
+    assert_eq!(name.as_deref(), Some("sleep here"));
+    if cfg!(target_env = "gnu") {
+        let here = symbols(trace);
+        assert!(here.contains("sleeps_here"), "{trace:?}: {here}");
+        assert!(!here.contains("never_ends"), "{trace:?}: {here}");
+    }
+}
+
+#[inline(never)]
+fn sleeps_here() {
+    std::thread::sleep(Duration::from_secs(60));
+    std::hint::black_box(());
+}
+
+/// The names of the functions of this program that a trace goes through.
+fn symbols(trace: &[String]) -> String {
+    let own = std::env::current_exe().unwrap();
+    let addresses = trace.iter().filter_map(|frame| frame.split_once('+'));
+    let output = std::process::Command::new("addr2line")
+        .args(["-Cfe", &own.to_string_lossy()])
+        .args(addresses.map(|(_, address)| address))
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn a_hung_deferred_task_is_killed_too() {
+    let server = server(1)
+        .handle("later", |ctx, (): ()| {
+            ctx.defer(|| std::thread::sleep(Duration::from_secs(60)));
+            Ok(())
+        })
+        .prefork(strict_with(1))
+        .start()
+        .unwrap();
+    let before = pids(&server);
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("later", &()).unwrap();
+    let status = until(&server, "it is replaced", |pool| {
+        all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
+    });
+    let Some(PoolEvent::Hung { name, .. }) = hung(&status.events) else {
+        panic!("{:?}", status.events);
+    };
+    assert_eq!(name.as_deref(), Some("later"));
+}
+
 fn a_looping_call_is_killed_too() {
     let server = hung_server().start().unwrap();
     let mut client = Client::connect(server.address()).unwrap();
@@ -169,15 +257,18 @@ fn a_call_that_ends_within_the_grace_after_all_kills_nobody() {
 }
 
 fn a_monitor_that_was_stopped_blames_nobody() {
+    const TIME: Duration = Duration::from_millis(500);
     let (server, mut entered) = slow(2);
-    let server = server.prefork(strict()).start().unwrap();
+    let strict = strict().call_timeout(TIME).kill_after(TIME);
+    let server = server.prefork(strict).start().unwrap();
     let before = pids(&server);
     let monitor = Pid::from_raw(server.pid() as i32);
     let mut client = server.connect().unwrap();
-    let call = client.begin::<_, u64>("slow", &850_u64).unwrap();
+    // It is stopped for three times as long, and would kill after four; all have their time once more, so that is five.
+    let call = client.begin::<_, u64>("slow", &2_250_u64).unwrap();
     entered.read_exact(&mut [0]).unwrap();
     kill(monitor, Signal::SIGSTOP).unwrap();
-    std::thread::sleep(TIMEOUT * 3);
+    std::thread::sleep(TIME * 3);
     kill(monitor, Signal::SIGCONT).unwrap();
     client.finish(call).unwrap();
     assert_eq!((hung(&pool(&server).events), pids(&server)), (None, before));
@@ -484,6 +575,47 @@ fn a_worker_whose_hook_fails_is_not_tried_again() {
     until(&server, "all are there again", all_serve(2));
 }
 
+/// The timer that ends a worker with its monitor cannot be had for a moment.
+fn what_the_system_refuses_a_new_worker_is_tried_again() {
+    let limit = |soft| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).unwrap();
+        setrlimit(Resource::RLIMIT_SIGPENDING, soft, hard).unwrap();
+        hard
+    };
+    let has_died = AtomicBool::new(false);
+    let server = server(1)
+        .observe(move |event| match event {
+            Event::Pool(PoolEvent::Died { .. }) if !has_died.swap(true, Ordering::SeqCst) => {
+                limit(0);
+            }
+            Event::Pool(PoolEvent::NotForked { .. }) => {
+                let hard = limit(0);
+                limit(hard);
+            }
+            _ => {}
+        })
+        .start()
+        .unwrap();
+    let before = pids(&server);
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("abort", &()).unwrap_err();
+    let status = until(&server, "it is replaced", |pool| {
+        all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
+    });
+    let is_refused = |(_, event): &&(Duration, PoolEvent)| matches!(event, PoolEvent::NotForked { reason } if reason.contains("temporarily"));
+    assert_eq!(
+        status.events.iter().filter(is_refused).count(),
+        1,
+        "{status:#?}"
+    );
+    let has_died = |(_, event): &&(Duration, PoolEvent)| matches!(event, PoolEvent::Died { .. });
+    assert_eq!(
+        status.events.iter().filter(has_died).count(),
+        2,
+        "{status:#?}"
+    );
+}
+
 fn a_server_whose_workers_all_fail_ends() {
     let file = std::env::temp_dir().join("spoilt");
     let server = spoilt_by(&file, 1).start().unwrap();
@@ -581,6 +713,26 @@ fn any_client_may_ask_for_the_status() {
         .unwrap();
     assert_eq!(own.calls[0].name.as_deref(), Some("forkserver.status"));
     assert_eq!(pool.wanted, 3);
+}
+
+fn a_worker_tells_what_memory_the_others_have() {
+    const MUCH: u64 = 32 << 20;
+    let server = server(2)
+        .handle("keep", |_, (): ()| {
+            std::mem::forget(vec![7_u8; MUCH as usize]);
+            Ok(pid() as u32)
+        })
+        .start()
+        .unwrap();
+    // They take turns.
+    let [mut large, mut other] = [(), ()].map(|()| server.connect().unwrap());
+    let pid: u32 = large.call("keep", &()).unwrap();
+    let status: forkserver::Status = other.call("forkserver.status", &()).unwrap();
+    assert_ne!(large.worker(), other.worker());
+    let workers = status.pool.unwrap().workers;
+    let is_large = |worker: &forkserver::WorkerStatus| worker.private_memory > MUCH;
+    let large: Vec<_> = workers.iter().filter(|worker| is_large(worker)).collect();
+    assert!(large.len() == 1 && large[0].pid == pid, "{workers:#?}");
 }
 
 fn garbage_on_the_board_hurts_the_worker_alone() {

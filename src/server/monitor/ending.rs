@@ -29,12 +29,14 @@ enum Drained {
     TooLate,
 }
 
-impl From<Exit> for Drained {
-    fn from(exit: Exit) -> Drained {
+impl Drained {
+    /// What one has ended with says that it did not finish, if the time is over for that: handlers exit, too.
+    fn of(exit: Exit, deadline: Option<Instant>) -> Drained {
+        let is_over = deadline.is_some_and(|deadline| Instant::now() + MARGIN >= deadline);
         match exit {
             Exit::Code(0) => Drained::Finished,
-            Exit::Code(_) => Drained::TooLate,
-            Exit::Signal(_) | Exit::Unknown => Drained::Died,
+            Exit::Code(_) if is_over => Drained::TooLate,
+            Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => Drained::Died,
         }
     }
 }
@@ -63,7 +65,7 @@ impl Monitor<'_> {
         }
         self.turn_away_all();
         // A worker that has died costs its own calls, and not the end of the others.
-        if drained != Drained::TooLate && !hopeless {
+        if drained != Drained::TooLate {
             serve::run_hooks("finalize", &self.server.finalize, &self.control);
         }
         // First what is ours of the directory, and then the control line: see `serve::until_told`.
@@ -107,7 +109,8 @@ impl Monitor<'_> {
             match event & 0xff {
                 PROCESS => {
                     let exit = self.has_ended(whose, None);
-                    drained = drained.max(exit.map_or(Drained::Finished, Drained::from));
+                    let how = exit.map(|exit| Drained::of(exit, deadline));
+                    drained = drained.max(how.unwrap_or(Drained::Finished));
                 }
                 LISTENER => drop(self.turn_away(whose as usize)),
                 LIFELINE => {

@@ -9,6 +9,7 @@ mod telling;
 mod watch;
 
 use self::orders::{Question, Totals};
+use self::watch::Traces;
 use super::Server;
 use super::serve::Ending;
 use super::setup::{self, at};
@@ -19,7 +20,7 @@ use crate::control::{Failure, Order, Post, Report, Wish};
 use crate::exit::Exit;
 use crate::listener::Bound;
 use crate::prefork::{Act, Hung, Pool, Prefork};
-use crate::scoreboard::{Board, Region};
+use crate::scoreboard::{Board, PoolEvent, Region};
 use crate::sys::clock;
 use crate::sys::epoll::EventSet;
 use crate::sys::signal::Signals;
@@ -59,6 +60,7 @@ pub(super) struct Monitor<'a> {
     hung: Option<Hung>,
     /// When the hung are looked for again, by the coarse clock.
     next_look: u64,
+    traces: Traces,
     /// Workers that hear nothing any more, by generation, and until when they may live.
     deaf: Vec<(u32, Instant)>,
     /// What its owner is told.
@@ -105,6 +107,7 @@ impl<'a> Monitor<'a> {
             pool: Pool::new(prefork.workers, uptime, start, grace, seed),
             hung: prefork.call_timeout.map(hung),
             next_look: 0,
+            traces: Traces::new(),
             server,
             prefork,
             control,
@@ -132,8 +135,7 @@ impl<'a> Monitor<'a> {
         setup::remove_files(&self.bound);
     }
 
-    /// Serves until there is a reason to stop, and stops. The owner gets the report when all workers serve. `false`: some
-    /// calls had not finished within the grace.
+    /// Serves until it has to stop, and stops. The owner gets the report when all workers serve. `false`: see `end`.
     ///
     /// # Errors
     /// A worker could not be started, at the start.
@@ -383,9 +385,13 @@ impl<'a> Monitor<'a> {
                 }
             }
             Report::Failed(failure) => {
-                // What has panicked may go well another time, and counts as a death.
-                if !failure.panicked {
-                    self.pool.failed(generation, failure.message.clone(), now);
+                let reason = failure.message.clone();
+                match (failure.in_hook, failure.panicked) {
+                    (true, false) => self.pool.failed(generation, reason, now),
+                    // What has panicked may go well another time, and counts as a death.
+                    (true, true) => {}
+                    // As does what the system has refused.
+                    (false, _) => self.tell(PoolEvent::NotForked { reason }, ties),
                 }
                 self.fails_to_start(|| failure);
             }
@@ -430,6 +436,7 @@ impl<'a> Monitor<'a> {
         if let Some(hung) = &mut self.hung {
             hung.forget(process.worker);
         }
+        self.traces.retain(|(of, _), _| *of != generation);
         let has_served = self.pool.ready_workers().any(|ready| ready == worker);
         if !has_served {
             let text = format_args!("it died before it served: {exit}");

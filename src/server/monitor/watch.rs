@@ -9,6 +9,7 @@ use crate::prefork::Measure;
 use crate::scoreboard::{Doing, PoolEvent};
 use crate::sys::{clock, trace};
 use crate::worker::Worker;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -17,10 +18,13 @@ use std::time::{Duration, Instant};
 
 /// So much of a trace is told.
 const MAX_FRAMES: usize = 12;
-/// The handler that writes the trace down, and what the kernel puts in between.
-const OWN_FRAMES: usize = 3;
+/// The three functions of `sys::trace` that write a trace down, and what the kernel puts in between.
+const OWN_FRAMES: usize = 4;
 /// So much of a name in what is told.
 const MAX_TEXT: usize = 100;
+
+/// Where threads were when they were asked, the innermost first: by their workers' generations and their own numbers.
+pub(super) type Traces = HashMap<(u32, i32), Vec<u64>>;
 
 impl Monitor<'_> {
     /// Has events tell what a worker says, and of its end.
@@ -77,39 +81,47 @@ impl Monitor<'_> {
         }
     }
 
-    fn ask_where(&self, worker: Worker, doing: Doing) {
+    fn ask_where(&mut self, worker: Worker, doing: Doing) {
+        self.read_trace(worker.generation);
+        // Of another call.
+        self.traces.remove(&(worker.generation, doing.thread));
         if let Some(process) = self.workers.get(&worker.generation) {
-            if let Some(count) = self.board.trace(process.place).first() {
-                // What another call has left there. Its worker may be at it, which does no harm.
-                count.store(0, Ordering::Release);
-            }
             // A thread that is gone has nothing to say.
             let _ = trace::ask(process.child.pid, doing.thread);
         }
     }
 
+    /// Takes what a thread has written down, so that another one can.
+    fn read_trace(&mut self, generation: u32) {
+        let Some(process) = self.workers.get(&generation) else {
+            return;
+        };
+        let trace = self.board.trace(process.place);
+        let Some((thread, count)) = trace::heading(trace[0].load(Ordering::Acquire)) else {
+            return;
+        };
+        let frames = trace[1..].iter().map(|word| word.load(Ordering::Relaxed));
+        let frames = frames.take(count).skip(OWN_FRAMES).take(MAX_FRAMES);
+        self.traces.insert((generation, thread), frames.collect());
+        trace[0].store(0, Ordering::Release);
+    }
+
     fn kill_hung(&mut self, worker: Worker, doing: Doing, now: u64) {
+        self.read_trace(worker.generation);
         let Some(process) = self.workers.get(&worker.generation) else {
             return;
         };
         if is_traced(process.child.pid) {
             return;
         }
-        let trace = self.board.trace(process.place);
-        let count = trace[0].load(Ordering::Acquire) as usize;
-        let frames = trace[1..].iter().map(|word| word.load(Ordering::Relaxed));
-        let frames: Vec<u64> = frames
-            .take(count)
-            .skip(OWN_FRAMES)
-            .take(MAX_FRAMES)
-            .collect();
+        let frames = self.traces.remove(&(worker.generation, doing.thread));
         let name = self.board.name(doing.name).map(str::to_owned);
         let event = PoolEvent::Hung {
             worker,
             name: name.map(|name| name.chars().take(MAX_TEXT).collect()),
             call: doing.call,
             age: Duration::from_nanos(now.saturating_sub(doing.since)),
-            trace: in_words(&frames),
+            trace: in_words(&frames.unwrap_or_default()),
         };
         self.signal(worker, Signal::SIGKILL);
         if self.pool.kills(worker.generation, Instant::now()) {
