@@ -1,7 +1,7 @@
 //! A connected socket that moves what a [`Inbox`] or an [`Outbox`] holds, and waits no longer than it is told.
 //!
-//! Invariant: each method is at most one exchange with the kernel that moves data. The only thing a connection
-//! remembers is which timeouts the socket has, because setting them costs a call.
+//! Invariant: each method is at most one exchange with the kernel that moves data. All that a connection
+//! remembers is which timeout the socket has for receiving, because setting it costs a call, and whether it is worth spinning.
 
 use crate::descriptor::Descriptor;
 use crate::protocol::frame::ProtocolError;

@@ -333,7 +333,8 @@ pub enum CallError {
         /// `NotSent` if the call had not left yet.
         delivery: Delivery,
     },
-    /// The [worker](crate::Server::prefork) died that had the call. The connection is gone; others serve.
+    /// The [worker](crate::Server::prefork) died that had the call. The connection is gone; others serve. It is told within
+    /// 100 ms of when the connection's last descriptor is closed, which a process that a handler has forked may have, too.
     #[error("{worker} died: {exit}")]
     WorkerDied {
         /// Which worker.

@@ -213,8 +213,9 @@ impl ServerHandle {
             .map(drop)
     }
 
-    /// Replaces all workers by new ones, one after the other: each finishes what it has begun, and leaves when its successor
-    /// serves, so that no call is lost. [`Server::worker_started`](crate::Server::worker_started) runs once more in each,
+    /// Replaces all workers by new ones, one after the other: each finishes what it has begun, for the server's
+    /// [grace](crate::Server::grace), and leaves when its successor serves, so that no call is lost that takes less. Streams are told
+    /// to stop. [`Server::worker_started`](crate::Server::worker_started) runs once more in each,
     /// `initialize` does not. Returns when all are new.
     ///
     /// # Errors

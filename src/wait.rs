@@ -43,7 +43,9 @@ impl Spinner {
         Spinner {
             bound: match wait {
                 Wait::Sleep => 0,
-                Wait::Spin(bound) => u32::try_from(bound.as_micros()).unwrap_or(u32::MAX),
+                Wait::Spin(Duration::ZERO) => 0,
+                // A part of one is one.
+                Wait::Spin(bound) => u32::try_from(bound.as_micros().max(1)).unwrap_or(u32::MAX),
             },
             pause: 0,
             next_pause: 1,
@@ -109,8 +111,16 @@ mod tests {
 
     #[test]
     fn who_sleeps_does_not_look() {
-        let mut spinner = Spinner::new(Wait::Sleep);
-        assert_eq!(spinner.spin(|| -> Option<()> { panic!("it looks") }), None);
+        for wait in [Wait::Sleep, Wait::Spin(Duration::ZERO)] {
+            let mut spinner = Spinner::new(wait);
+            assert_eq!(spinner.spin(|| -> Option<()> { panic!("it looks") }), None);
+        }
+    }
+
+    #[test]
+    fn who_spins_for_next_to_no_time_looks_once() {
+        let mut spinner = Spinner::new(Wait::Spin(Duration::from_nanos(1)));
+        assert_eq!(spinner.spin(|| Some(7)), Some(7));
     }
 
     #[test]

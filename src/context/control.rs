@@ -144,7 +144,11 @@ impl Control {
     /// Has the control thread tell the monitor.
     pub(crate) fn wish(&self, wish: Wish) {
         let mut wishes = self.0.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        wishes.push(wish);
+        // One look is as good as two.
+        let is_known = |known: &Wish| matches!((known, &wish), (Wish::Look, Wish::Look));
+        if !wishes.iter().any(is_known) {
+            wishes.push(wish);
+        }
         drop(wishes);
         self.wake();
     }

@@ -1,6 +1,7 @@
 //! Tables of what has a number of our own.
 //!
-//! Invariant: nobody else chooses the numbers, so that no key need be hashed in a way that withstands a bad choice.
+//! Invariant: nobody else chooses the numbers, but only which of them stay, so that no key need be hashed in a way that
+//! withstands a bad choice.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -24,7 +25,8 @@ impl Hasher for NumberHasher {
     }
 
     fn finish(&self) -> u64 {
-        self.0
+        // Those bits that the table looks at first depend on all bits of the number.
+        self.0.rotate_left(32)
     }
 }
 

@@ -46,7 +46,8 @@ impl Prefork {
     }
 
     /// After so many calls, 10 % more or less so that not all have them at the same time, a worker is replaced: its successor
-    /// is ready before it leaves, and it finishes what it has begun. Default: never.
+    /// is ready before it leaves, and it finishes what it has begun. They are replaced one after the other, so that workers that
+    /// wear out faster than that serve more. Default: never.
     pub fn max_calls(mut self, calls: u64) -> Prefork {
         self.max_calls = Some(calls);
         self

@@ -20,7 +20,7 @@ pub(crate) struct Arrived {
     /// Where in the payload the name begins, and how long it is. The arguments are behind it.
     name_at: u8,
     name_len: u8,
-    /// How many milliseconds the caller is going to wait, counted from its sending.
+    /// How many milliseconds the caller is going to wait, counted from when the call is taken up.
     timeout: Option<u32>,
     hash: Option<u64>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Arrived {
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) id: u32,
-    /// How long the caller is going to wait, counted from its sending.
+    /// How long the caller is going to wait, counted from when the call is taken up.
     pub(crate) timeout: Option<Duration>,
     /// The caller asks for a stream, and not for an answer.
     pub(crate) stream: bool,

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Frames up to this size are gathered in one buffer, so that a batch of them leaves in one write.
 const GATHERED: usize = 16 << 10;
+/// So much that has left stays in that buffer at most, or as much as is still in it.
+const MAX_GONE: usize = 64 << 10;
 /// How many pieces one write is made of at most: a message with a long byte string has three. Small messages are
 /// gathered in one piece.
 const MAX_SLICES: usize = 4;
@@ -143,6 +145,8 @@ impl Outbox {
             }
         }
         if self.queued == 0 {
+            // What is left of them has left.
+            self.chunks.clear();
             self.tail.clear();
             self.sent = 0;
         }
@@ -199,6 +203,9 @@ impl Outbox {
                 if self.tail.capacity() > GATHERED {
                     self.tail = Vec::new();
                 }
+            } else if self.sent > MAX_GONE && self.sent > self.tail.len() / 2 {
+                // Somebody may queue as fast as it leaves, and never be through.
+                self.tail.drain(..std::mem::take(&mut self.sent));
             }
         }
     }
@@ -268,5 +275,63 @@ impl Outbox {
         if !bytes.is_empty() {
             self.chunks.push_back(Chunk { bytes, fds });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::write_reply;
+
+    fn outbox() -> Outbox {
+        Outbox::new(Bounds::new(1 << 20, 0, 1 << 24))
+    }
+
+    fn frame(id: u32, len: usize) -> Outgoing {
+        let (mut frame, slot) = write_reply(id);
+        slot.give_up(&mut frame);
+        frame.buf.resize(len, id as u8);
+        frame
+    }
+
+    #[test]
+    fn what_is_taken_back_behind_what_has_left_leaves_nothing() {
+        let mut outbox = outbox();
+        outbox.send(frame(1, 100)).unwrap();
+        let behind_first = outbox.written();
+        outbox.send(frame(2, 100)).unwrap();
+        let behind_second = outbox.written();
+        outbox.send(frame(3, 2 * GATHERED)).unwrap();
+        outbox.transmitted(100);
+        assert!(outbox.retract(behind_second));
+        assert!(outbox.retract(behind_first));
+        assert_eq!(outbox.queued(), 0);
+        assert!(outbox.transmit().is_none());
+        outbox.send(frame(4, 50)).unwrap();
+        let next = outbox.transmit().unwrap();
+        let next: Vec<u8> = next
+            .slices()
+            .iter()
+            .flat_map(|slice| slice.to_vec())
+            .collect();
+        assert_eq!((next.len(), next[49]), (50, 4));
+    }
+
+    #[test]
+    fn what_has_left_takes_no_room_though_something_always_waits() {
+        let mut outbox = outbox();
+        outbox.send(frame(0, 1000)).unwrap();
+        for id in 1..10_000 {
+            outbox.send(frame(id, 1000)).unwrap();
+            let next = outbox.transmit().unwrap();
+            assert_eq!(next.slices()[0][999], (id - 1) as u8);
+            outbox.transmitted(1000);
+        }
+        assert_eq!(outbox.queued(), 1000);
+        assert!(
+            outbox.tail.len() <= MAX_GONE + 2000,
+            "{}",
+            outbox.tail.len()
+        );
     }
 }

@@ -30,7 +30,9 @@ impl Server {
     }
 
     /// How much of a resource it may have, or, if it has workers, each of those: see setrlimit(2). What it is told here holds for
-    /// the programs that it starts as well. `RLIMIT_NPROC` counts the processes of its user, and does not hold for root.
+    /// the programs that it starts as well. `RLIMIT_NPROC` counts the processes of its user, and does not hold for root: so a
+    /// handler that forks without end takes what room its user has, and its worker's successors are tried until there is some again.
+    /// What a handler has forked lives as long as it likes, with or without the server.
     pub fn rlimit(mut self, resource: Resource, limit: u64) -> Server {
         self.rlimits.push((resource, limit));
         self

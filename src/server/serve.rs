@@ -196,7 +196,12 @@ impl Desk<'_> {
 
     fn tell_wishes(&mut self) {
         for wish in self.site.control.take_wishes() {
-            self.tell(Report::Wish(wish));
+            let is_look = |report: &Report| matches!(report, Report::Wish(Wish::Look));
+            let report = Report::Wish(wish);
+            // Clients can cause as many of these as they like.
+            if !is_look(&report) || !self.post.waiting().any(is_look) {
+                self.tell(report);
+            }
         }
     }
 

@@ -41,7 +41,7 @@ impl ServerSession {
         !self.is_pressed
             && !self.is_urgent
             && (self.held as usize) < self.limits.max_in_flight
-            && room >= HEADER_LEN + self.limits.max_frame
+            && room >= self.limits.max_frame.saturating_add(HEADER_LEN)
     }
 
     /// Some of what was queued may have left. `true`: all of it.
@@ -91,6 +91,14 @@ mod tests {
                 _ => return server,
             }
         }
+    }
+
+    #[test]
+    fn a_batch_may_have_frames_without_limit() {
+        let mut limits = Limits::default();
+        limits.max_frame = usize::MAX;
+        // There is never room for another one, so that each answer leaves by itself.
+        assert_eq!(answered(&limits, 3, 100).outbox.queued(), 124);
     }
 
     #[test]
