@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Nobody leads, and nobody has been called to: the first thread that is free shall.
 const NOBODY: u64 = 0;
@@ -24,11 +25,11 @@ pub(super) struct Crew {
     waiting: AtomicUsize,
     threads: AtomicUsize,
     max_threads: usize,
-    /// How often the watchdog has looked.
-    looks: AtomicU64,
-    /// No thread is started before it has looked so often: the system had none for us.
+    /// How many milliseconds the watchdog has been awake for.
+    ticks: AtomicU64,
+    /// No thread is started before it has been for so many: the system had none for us.
     no_spawn_before: AtomicU64,
-    /// The watchdog looks every millisecond, as long as there is something to see.
+    /// The watchdog looks, as long as there is something to see.
     watched: AtomicBool,
     state: Mutex<State>,
     called: Condvar,
@@ -42,11 +43,50 @@ struct State {
     ending: bool,
 }
 
+/// How long the watchdog waits between two looks at most, in milliseconds. It wakes up for nothing most times, and each worker
+/// of several has one.
+const SLOWEST: u32 = 8;
+/// So long it looks every millisecond, in milliseconds, after a leader was stuck: there are handlers that take their time.
+const ALERT: u32 = 1000;
+
 /// What the watchdog saw when it looked last.
-#[derive(Default)]
 pub(super) struct Watch {
     seen: u64,
     quiet: u32,
+    /// How many milliseconds it waits for the next look.
+    pace: u32,
+    /// For how many it looks at each.
+    alert: u32,
+}
+
+impl Watch {
+    pub(super) fn new() -> Watch {
+        Watch {
+            seen: 0,
+            quiet: 0,
+            pace: 1,
+            alert: 0,
+        }
+    }
+
+    /// How long it waits until it looks again.
+    pub(super) fn pace(&self) -> Duration {
+        Duration::from_millis(self.pace.into())
+    }
+
+    /// The next look is soon.
+    pub(super) fn hurry(&mut self) {
+        self.pace = 1;
+    }
+
+    /// All goes well.
+    fn slow_down(&mut self, slowest: u32) {
+        self.alert = self.alert.saturating_sub(self.pace);
+        self.pace = match self.alert {
+            0 => (self.pace * 2).min(slowest),
+            _ => 1,
+        };
+    }
 }
 
 /// What somebody should do so that there is a leader.
@@ -70,7 +110,7 @@ impl Crew {
             waiting: AtomicUsize::new(0),
             threads: AtomicUsize::new(1),
             max_threads: max_threads.max(1),
-            looks: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
             no_spawn_before: AtomicU64::new(0),
             watched: AtomicBool::new(true),
             state: Mutex::new(State {
@@ -149,22 +189,26 @@ impl Crew {
         self.depose(token)
     }
 
-    /// A millisecond has passed: takes the lead from a leader that is stuck in the same event as last time.
+    /// The watchdog looks, and takes the lead from a leader that is stuck in the same event as last time: that is for a
+    /// millisecond at least, and for [`SLOWEST`] and half as long again at most.
     /// `None`: there is nothing to look at any more.
     pub(super) fn look(&self, watch: &mut Watch) -> Option<Relief> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.ticks.fetch_add(watch.pace.into(), Ordering::Relaxed);
         let (token, events) = (
             self.lead.load(Ordering::SeqCst),
             self.events.load(Ordering::SeqCst),
         );
         let serving = self.serving.load(Ordering::SeqCst);
         if events != watch.seen {
-            *watch = Watch {
-                seen: events,
-                quiet: 0,
-            };
+            (watch.seen, watch.quiet) = (events, 0);
+            match serving {
+                0 => watch.slow_down(SLOWEST),
+                // It has just begun, most times.
+                _ => watch.slow_down(SLOWEST / 2),
+            }
             return Some(Relief::None);
         }
+        watch.hurry();
         if serving != 0 && serving == events && token > CALLED {
             // Who sets it to zero decides whether the event was over in time.
             let stuck = || {
@@ -173,6 +217,7 @@ impl Crew {
                     .is_ok()
             };
             return Some(if self.has_reserve() && stuck() {
+                watch.alert = ALERT;
                 self.depose(token)
             } else {
                 Relief::None
@@ -225,18 +270,18 @@ impl Crew {
 
     fn may_spawn(&self) -> bool {
         self.threads.load(Ordering::SeqCst) < self.max_threads
-            && self.looks.load(Ordering::Relaxed) >= self.no_spawn_before.load(Ordering::Relaxed)
+            && self.ticks.load(Ordering::Relaxed) >= self.no_spawn_before.load(Ordering::Relaxed)
     }
 
     /// A thread that was counted could not be started; it is not tried again for a while.
     pub(super) fn could_not_spawn(&self) {
-        const LOOKS: u64 = 1000;
+        const WHILE: u64 = 1000;
         self.threads.fetch_sub(1, Ordering::SeqCst);
         let _ = self
             .lead
             .compare_exchange(CALLED, NOBODY, Ordering::SeqCst, Ordering::SeqCst);
         self.no_spawn_before.store(
-            self.looks.load(Ordering::Relaxed) + LOOKS,
+            self.ticks.load(Ordering::Relaxed) + WHILE,
             Ordering::Relaxed,
         );
     }

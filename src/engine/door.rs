@@ -8,12 +8,16 @@ use crate::sys::poll;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The names of the listeners' events are this and their place.
 pub(super) const LISTENERS: u64 = 1 << 63;
+/// After so many connections that do not last it is another process's turn. Going to the end of the queue costs as much as
+/// a twentieth of such a connection, and each goes there as often whether it is after one or after four (measured: of 10 000
+/// over four, each had 2 500; after each one, and before it sleeps, they had 2 100 to 2 900).
+const TURN: u32 = 4;
 /// What is left to others is theirs for so long.
 const LEFT_FOR: Duration = Duration::from_millis(1);
 
@@ -22,8 +26,8 @@ const LEFT_FOR: Duration = Duration::from_millis(1);
 pub(super) struct Doorway {
     door: Mutex<Door>,
     events: OnceLock<Arc<EventSet>>,
-    /// Somebody has come in, so that it is another process's turn before this one sleeps again.
-    is_used: AtomicBool,
+    /// How many have come in since this process went to the end of the queue.
+    taken: AtomicU32,
 }
 
 /// How long nobody is accepted after the system refused a connection, at first and at most.
@@ -169,8 +173,9 @@ impl Port {
     }
 
     /// A connection was taken. Of those who accept from the same socket, the next one is another: this process goes to the end
-    /// of the queue of those whom the kernel wakes, before it sleeps at the latest, and at once if connections `last`, because
-    /// those in front of the first one who sleeps are told, too.
+    /// of the queue of those whom the kernel wakes. At once if connections `last`: those in front of the first one who sleeps
+    /// are told, too, and whoever is awake takes the next one. After some, and before it sleeps, if they do not: nobody shall
+    /// wait for that.
     ///
     /// For a burst that is not enough: the kernel wakes somebody for each connection, and whoever is awake already would be
     /// there first, and have them all. So, if one waits and there `is_idler`, it is left to those who have been woken for it:
@@ -186,7 +191,7 @@ impl Port {
             return false;
         }
         if !last {
-            self.doorway.is_used.store(true, Ordering::Relaxed);
+            self.doorway.taken.fetch_add(1, Ordering::Relaxed);
             return false;
         }
         let leaves = is_idler() && poll::is_readable(self.bound.socket.as_fd());
@@ -199,8 +204,8 @@ impl Port {
 
     /// This process is going to sleep.
     pub(super) fn end_turn(&self) {
-        let is_used = &self.doorway.is_used;
-        if is_used.load(Ordering::Relaxed) && is_used.swap(false, Ordering::Relaxed) {
+        let taken = &self.doorway.taken;
+        if taken.load(Ordering::Relaxed) >= TURN && taken.swap(0, Ordering::Relaxed) >= TURN {
             self.queue_anew();
         }
     }

@@ -103,6 +103,11 @@ impl Loans {
         self.is_busy.fetch_or(is_open, Ordering::Relaxed);
     }
 
+    /// Whether something was lent at the last look, or has been since.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_busy.load(Ordering::Relaxed)
+    }
+
     fn known(&self) -> MutexGuard<'_, Vec<Weak<Loan>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,8 +25,6 @@ use std::time::{Duration, Instant};
 const PATIENCE: u32 = 2;
 /// A thread gives a chatty client's place to one that waits at most this often.
 const SWAP: Duration = Duration::from_millis(1);
-/// How often the watchdog looks.
-const TICK: Duration = Duration::from_millis(1);
 
 /// A running engine.
 pub(crate) struct Threaded {
@@ -74,7 +72,7 @@ impl Threaded {
         shared.spawn()?;
         Ok(Threaded {
             shared,
-            watch: Watch::default(),
+            watch: Watch::new(),
             watching: true,
         })
     }
@@ -82,7 +80,7 @@ impl Threaded {
     /// Serves until the duties say that the server is to stop. This thread is the watchdog, and does the duties.
     pub(super) fn run(&mut self, duties: &mut dyn Duties) {
         loop {
-            let tick = self.watching.then(|| Instant::now() + TICK);
+            let tick = self.watching.then(|| Instant::now() + self.watch.pace());
             // A poll that fails would fail for ever: no memory, or a descriptor that somebody closed under us.
             let Ok([called]) = poll::readable([Some(duties.as_fd())], tick) else {
                 return;
@@ -96,7 +94,7 @@ impl Threaded {
         }
     }
 
-    /// What the watchdog does every [`TICK`].
+    /// What the watchdog does when its time has come.
     fn look(&mut self) {
         self.watching = self.watching && self.shared.look(&mut self.watch);
     }
@@ -122,7 +120,7 @@ impl Threaded {
         // The watchdog goes on: a leader that is stuck must not hold the others up.
         self.watching = true;
         let finished = loop {
-            let tick = Instant::now() + TICK;
+            let tick = Instant::now() + self.watch.pace();
             let until = deadline.map_or(tick, |deadline| deadline.min(tick));
             let left = match stop.is_stopped() {
                 false => connections.wait_for_calls(until),
@@ -193,7 +191,11 @@ impl Shared {
     /// What the watchdog does. `false`: there is nothing to look at, until it is woken.
     fn look(self: &Arc<Shared>, watch: &mut Watch) -> bool {
         self.loans.look();
-        match self.crew.look(watch) {
+        let relief = self.crew.look(watch);
+        if self.loans.is_busy() {
+            watch.hurry();
+        }
+        match relief {
             Some(relief) => self.relieve(&relief),
             // Somebody may have lent something before the watchdog was known to sleep.
             None if self.loans.any() => drop(self.crew.wake_watchdog()),

@@ -15,6 +15,8 @@ pub struct Known;
 pub struct Pool;
 /// Eight processes in `accept`.
 pub struct Processes;
+/// The same, with the client of [`Known`].
+pub struct KnownProcesses;
 
 impl Contestant for Single {
     fn name(&self) -> &'static str {
@@ -75,6 +77,20 @@ impl Contestant for Processes {
 
     fn serve(&self, task: Task) -> Option<Connect> {
         (task == Task::Connect).then(|| serve(CROWD, false, echo_each))
+    }
+}
+
+impl Contestant for KnownProcesses {
+    fn name(&self) -> &'static str {
+        "8 processes, identity"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Limit
+    }
+
+    fn serve(&self, task: Task) -> Option<Connect> {
+        (task == Task::ConnectKnown).then(|| serve(CROWD, true, echo_each))
     }
 }
 

@@ -18,6 +18,7 @@ pub fn all() -> Vec<Box<dyn Contestant>> {
         Box::new(accept::Known),
         Box::new(accept::Pool),
         Box::new(accept::Processes),
+        Box::new(accept::KnownProcesses),
         Box::new(epoll::Accept),
         Box::new(descriptor::Passing),
         Box::new(start::Fork),
