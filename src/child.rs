@@ -217,12 +217,12 @@ impl Child {
         Ok(*known)
     }
 
-    /// Asks the child to stop; it is killed if it has not within `patience`. See [`Child::kill`] for `grace`.
+    /// Asks the child to stop. If it has not within `patience`, `kill` is to kill it: [`Child::kill`] or another one.
     /// `meanwhile` is done, if there is time, while a child that has let go of its control line ends.
     pub(crate) fn stop(
         self,
         patience: Duration,
-        grace: Duration,
+        kill: impl FnOnce(Child) -> io::Result<Option<Exit>>,
         meanwhile: impl FnOnce(),
     ) -> io::Result<Option<Exit>> {
         // A child that is gone already, or deaf, is dealt with below.
@@ -236,7 +236,7 @@ impl Child {
         }
         match self.wait(deadline)? {
             Some(exit) => Ok(Some(exit)),
-            None => self.kill(grace),
+            None => kill(self),
         }
     }
 

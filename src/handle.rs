@@ -295,7 +295,8 @@ impl ServerHandle {
         self.stop_within(PATIENCE)
     }
 
-    /// As [`ServerHandle::stop`], but the server is killed after `patience`.
+    /// As [`ServerHandle::stop`], but the server is killed after `patience`. One with workers has up to a second more then, in
+    /// which it kills those.
     ///
     /// # Errors
     /// As [`ServerHandle::stop`].
@@ -308,13 +309,8 @@ impl ServerHandle {
     /// # Errors
     /// As [`ServerHandle::stop`].
     pub fn kill(mut self) -> Result<Exit, StopError> {
-        let grace = self.grace;
-        let mut addresses = self.addresses.iter();
-        let has_workers = addresses.any(|(_, address)| address.has_workers);
-        self.end("kill the server", grace, |child, _| match has_workers {
-            true => child.kill_with_children(grace),
-            false => child.kill(grace),
-        })
+        let (grace, kill) = (self.grace, self.how_to_kill());
+        self.end("kill the server", grace, |child, _| kill(child, grace))
     }
 
     /// Gives up this owner's share only: the server lives for as long as somebody else has one.
@@ -341,11 +337,21 @@ impl ServerHandle {
         self.child().wait(Some(Instant::now())).unwrap_or(None)
     }
 
+    /// One that has workers kills those first, so that they need not find out that nobody owns them.
+    fn how_to_kill(&self) -> fn(Child, Duration) -> io::Result<Option<Exit>> {
+        let mut addresses = self.addresses.iter();
+        match addresses.any(|(_, address)| address.has_workers) {
+            true => Child::kill_with_children,
+            false => Child::kill,
+        }
+    }
+
     fn halt(&mut self, patience: Duration) -> Result<Exit, StopError> {
-        let grace = self.grace;
+        let (grace, kill) = (self.grace, self.how_to_kill());
         let at_most = patience.saturating_add(grace);
         self.end("stop the server", at_most, |child, footprints| {
-            child.stop(patience, grace, || {
+            let kill = |child| kill(child, grace);
+            child.stop(patience, kill, || {
                 // The last descriptor of a removed directory makes the file system forget it, which takes as long
                 // as the server takes to end.
                 footprints.forget_gone();

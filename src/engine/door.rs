@@ -18,8 +18,12 @@ pub(super) const LISTENERS: u64 = 1 << 63;
 /// a twentieth of such a connection, and each goes there as often whether it is after one or after four (measured: of 10 000
 /// over four, each had 2 500; after each one, and before it sleeps, they had 2 100 to 2 900).
 const TURN: u32 = 4;
-/// What is left to others is theirs for so long.
+/// Whoever is left to others is looked at again after so long,
 const LEFT_FOR: Duration = Duration::from_millis(1);
+/// and taken after so long: on a busy machine, those who were woken have to wait for a processor.
+const LEFT_AT_MOST: Duration = Duration::from_millis(20);
+/// Nobody is left to others for so long after that: they do not come, for whatever reason.
+const DISTRUST: Duration = Duration::from_millis(200);
 
 /// A door and the set in which its listener is.
 #[derive(Default)]
@@ -74,6 +78,10 @@ impl Way {
 pub(super) struct Door {
     way: Way,
     back_off: Duration,
+    /// Since when somebody has been left to others.
+    left_since: Option<Instant>,
+    /// Until when nobody is.
+    distrust: Option<Instant>,
     /// When the connections are ended that it had when it stopped for that time.
     pub(super) cuts: VecDeque<(Instant, u64)>,
 }
@@ -83,6 +91,8 @@ impl Default for Door {
         Door {
             way: Way::Open,
             back_off: BACK_OFF,
+            left_since: None,
+            distrust: None,
             cuts: VecDeque::new(),
         }
     }
@@ -194,12 +204,21 @@ impl Port {
             self.doorway.taken.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        let leaves = is_idler() && poll::is_readable(self.bound.socket.as_fd());
+        let now = Instant::now();
+        let trusts = door.distrust.is_none_or(|until| until <= now);
+        let leaves = is_idler() && trusts && self.has_waiting();
         match leaves {
-            true => self.set_way(door, Way::Left(Instant::now() + LEFT_FOR)),
+            true => {
+                door.left_since = Some(now);
+                self.set_way(door, Way::Left(now + LEFT_FOR));
+            }
             false => self.requeue(door),
         }
         leaves
+    }
+
+    fn has_waiting(&self) -> bool {
+        poll::is_readable(self.bound.socket.as_fd())
     }
 
     /// This process is going to sleep.
@@ -210,11 +229,22 @@ impl Port {
         }
     }
 
-    /// Looks at the listener again, if the moment is over for which somebody was left to others.
-    pub(super) fn come_back(&self, door: &mut Door) {
-        if matches!(door.way, Way::Left(until) if until <= Instant::now()) {
-            self.set_way(door, Way::Open);
+    /// Looks at the listener again, if the moment is over for which somebody was left to others, unless he still waits and there
+    /// still `is_idler`.
+    pub(super) fn come_back(&self, door: &mut Door, is_idler: impl FnOnce() -> bool) {
+        let now = Instant::now();
+        if !matches!(door.way, Way::Left(until) if until <= now) {
+            return;
         }
+        if let Some(since) = door.left_since.filter(|_| self.has_waiting() && is_idler()) {
+            if now.saturating_duration_since(since) < LEFT_AT_MOST {
+                door.way = Way::Left(now + LEFT_FOR);
+                return;
+            }
+            door.distrust = Some(now + DISTRUST);
+        }
+        door.left_since = None;
+        self.set_way(door, Way::Open);
     }
 
     /// Goes to the end of the queue, if this process lets clients in. Whoever waits there is seen.

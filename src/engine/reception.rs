@@ -293,7 +293,7 @@ impl Reception {
                 _ if is_stopped => self.close(port, door),
                 Way::Shut(not_before) => self.accept_again(port, door, not_before),
                 Way::Open | Way::Left(_) => {
-                    port.come_back(&mut door);
+                    port.come_back(&mut door, || gate.has_idler());
                     drop(door);
                     if let Some(reason) = gate.closed(port.index) {
                         self.stop_accepting(port, reason);

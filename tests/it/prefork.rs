@@ -202,8 +202,10 @@ fn connections_that_come_at_once_are_spread_evenly() {
 
 fn ten_thousand_short_connections_are_spread_evenly() {
     let server = server(4).start().unwrap();
+    let workers = pids(&server);
     let mut counts = BTreeMap::<i32, usize>::new();
     for _ in 0..10_000 {
+        until_asleep(&workers);
         let client = Client::connect(server.address()).unwrap();
         *counts
             .entry(client.call_last("pid", &()).unwrap())
