@@ -95,8 +95,10 @@ mod tests {
 
     #[test]
     fn a_batch_may_have_frames_without_limit() {
-        let mut limits = Limits::default();
-        limits.max_frame = usize::MAX;
+        let limits = Limits {
+            max_frame: usize::MAX,
+            ..Limits::default()
+        };
         // There is never room for another one, so that each answer leaves by itself.
         assert_eq!(answered(&limits, 3, 100).outbox.queued(), 124);
     }
