@@ -29,6 +29,7 @@ crate::tests![
     a_program_that_a_handler_has_started_keeps_nobody_alive,
     workers_do_not_keep_each_other_alive,
     a_thousand_deaths_leave_no_descriptor,
+    a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected,
 ];
 
 const GRACE: Duration = Duration::from_millis(400);
@@ -494,4 +495,43 @@ fn a_thousand_deaths_leave_no_descriptor() {
         });
     }
     assert_eq!(count(), before);
+}
+
+/// Waits until a process does nothing because it was told to stop.
+fn until_stopped(pid: Pid) {
+    let begun = Instant::now();
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, state) = stat.rsplit_once(") ").unwrap();
+        if state.starts_with('T') {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{stat}");
+        std::thread::yield_now();
+    }
+}
+
+/// Only the monitor learns of the death, and there is no other worker that could be asked.
+fn a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected() {
+    // So long it asks; others would have told it in that time.
+    const PATIENCE: Duration = Duration::from_millis(100);
+    let server = server(1).start().unwrap();
+    let before = pids(&server);
+    let monitor = Pid::from_raw(server.pid() as i32);
+    let mut client = Client::connect(server.address()).unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    kill(monitor, Signal::SIGSTOP).unwrap();
+    until_stopped(monitor);
+    let begun = Instant::now();
+    let err = client.call::<_, ()>("abort", &()).unwrap_err();
+    let took = begun.elapsed();
+    kill(monitor, Signal::SIGCONT).unwrap();
+    assert!(matches!(err, CallError::Disconnected { .. }), "{err:?}");
+    assert_eq!(err.delivery(), forkserver::Delivery::MaybeExecuted);
+    assert!(took >= PATIENCE && took < PATIENCE * 4, "{took:?}");
+    // The monitor makes up for it, and the same client goes on.
+    until(&server, "it is replaced", |pool| {
+        all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
+    });
+    client.call::<_, i32>("pid", &()).unwrap();
 }
