@@ -1,11 +1,12 @@
 //! Replacing workers while clients call.
 
 use crate::prefork::{all_serve, pids, pool, server, until};
+use crate::supervision::slow_while;
 use forkserver::{CallError, Client, ControlError, Fault, PoolEvent};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 crate::tests![
     no_call_is_lost_in_ten_reloads,
@@ -15,6 +16,7 @@ crate::tests![
     a_handler_may_reload,
     a_reload_whose_workers_fail_is_given_up,
     a_reload_whose_workers_die_is_given_up,
+    a_reload_whose_workers_hang_is_given_up,
     a_call_in_progress_is_answered_by_its_old_worker,
     a_hundred_hangups_during_calls_lose_none,
     a_stopped_listener_stays_stopped_in_new_workers,
@@ -177,6 +179,39 @@ fn a_reload_whose_workers_die_is_given_up() {
     std::fs::remove_file(&file).unwrap();
     until(&server, "the others are there", all_serve(2));
     assert_eq!(pids(&server), before, "nobody was replaced");
+}
+
+fn a_reload_whose_workers_hang_is_given_up() {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let file = std::env::temp_dir().join("slow");
+    let server = slow_while(&file, 2)
+        .start_timeout(PATIENCE)
+        .start()
+        .unwrap();
+    let before = pids(&server);
+    std::fs::write(&file, "").unwrap();
+    let begun = Instant::now();
+    let calls = calling(&server, 2, true, || {
+        assert!(matches!(server.reload(), Err(ControlError::NotReloaded)));
+    });
+    let took = begun.elapsed();
+    assert!(took >= PATIENCE && took < PATIENCE * 3, "{took:?}");
+    assert!(calls > 100, "{calls}");
+    std::fs::remove_file(&file).unwrap();
+    let status = until(&server, "the hung one is gone", all_serve(2));
+    assert_eq!(pids(&server), before, "nobody was replaced");
+    let count = |is_it: fn(&PoolEvent) -> bool| {
+        let events = status.events.iter();
+        events.filter(|(_, event)| is_it(event)).count()
+    };
+    assert_eq!(
+        count(|event| matches!(event, PoolEvent::TooSlow { .. })),
+        1,
+        "the first that fails is the last"
+    );
+    assert_eq!(count(|event| *event == PoolEvent::NotReloaded), 1);
+    server.reload().unwrap();
+    assert!(pids(&server).is_disjoint(&before));
 }
 
 fn a_call_in_progress_is_answered_by_its_old_worker() {
