@@ -56,9 +56,15 @@
 
 use crate::prefork::{all_serve, pid, pids, pool, server, until};
 use crate::processes::{Helper, Watched};
-use forkserver::{Client, Event, Exit, PoolEvent, StartError};
+use crate::reload::calling;
+use forkserver::{
+    Client, Event, Exit, PoolEvent, PoolStatus, Prefork, ServerHandle, StartError, WorkerPhase,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -72,6 +78,9 @@ crate::tests![
     idle_workers_are_not_woken_for_others,
     nobody_waits_for_a_busy_worker_while_another_is_idle,
     a_second_signal_ends_the_monitor_at_once,
+    as_many_serve_as_shall_while_the_worn_out_are_replaced,
+    signals_in_any_order_make_as_many_workers_as_they_say,
+    a_storm_of_signals_for_more_and_fewer_workers_disturbs_nobody,
 ];
 
 const GRACE: Duration = Duration::from_millis(200);
@@ -325,4 +334,102 @@ fn a_second_signal_ends_the_monitor_at_once() {
     worker.ends_within(Duration::from_millis(600));
     worker.reap();
     client.finish(call).unwrap_err();
+}
+
+fn as_many_serve_as_shall_while_the_worn_out_are_replaced() {
+    const WORKERS: usize = 3;
+    const LIVES: usize = 4 * WORKERS;
+    let server = server(WORKERS)
+        .prefork(Prefork::new(WORKERS).max_calls(500))
+        // A successor takes its time, so that it would be missed if its predecessor did not wait for it.
+        .worker_started(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            Ok(())
+        })
+        .start()
+        .unwrap();
+    let (mut seen, mut while_replaced) = (BTreeSet::new(), 0);
+    let calls = calling(&server, 4, true, || {
+        let begun = Instant::now();
+        while seen.len() < LIVES || while_replaced < 10 {
+            let status = pool(&server);
+            let workers = status.workers.iter();
+            let serving = workers.filter(|worker| worker.phase == WorkerPhase::Serving);
+            assert!(serving.count() >= WORKERS, "{status:#?}");
+            while_replaced += usize::from(status.workers.len() > WORKERS);
+            seen.extend(status.workers.iter().map(|worker| worker.pid));
+            assert!(begun.elapsed() < Duration::from_secs(30), "{status:#?}");
+        }
+    });
+    assert!(calls > 500 * (LIVES - WORKERS) as u64 / 2, "{calls}");
+    until(&server, "it is quiet again", all_serve(WORKERS));
+}
+
+/// `true`: for one more worker.
+fn send(server: &ServerHandle, more: bool) {
+    let signal = if more {
+        Signal::SIGTTIN
+    } else {
+        Signal::SIGTTOU
+    };
+    kill(Pid::from_raw(server.pid() as i32), signal).unwrap();
+}
+
+/// Random numbers whose seed is printed.
+fn random() -> StdRng {
+    let seed = rand::rng().random();
+    println!("the seed is {seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+/// After all that, there are two if there shall be two, and nobody else.
+fn settles_at_two(server: &ServerHandle) {
+    server.set_workers(2).unwrap();
+    until(server, "there are two", all_serve(2));
+    let monitor = server.pid();
+    let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"));
+    let children = children.unwrap();
+    let children: BTreeSet<u32> = children
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect();
+    assert_eq!(children, pids(server), "no zombie is left");
+}
+
+fn signals_in_any_order_make_as_many_workers_as_they_say() {
+    let (server, mut random) = (server(2).start().unwrap(), random());
+    let mut expected = 2;
+    let calls = calling(&server, 4, true, || {
+        for _ in 0..300 {
+            let more = random.random();
+            send(&server, more);
+            // Not fewer than one.
+            expected = if more {
+                expected + 1
+            } else {
+                1.max(expected - 1)
+            };
+            // Two that come at once could be one.
+            until(&server, "it is heeded", |pool| pool.wanted == expected);
+        }
+    });
+    assert!(calls > 300, "{calls}");
+    until(&server, "they are there", all_serve(expected));
+    settles_at_two(&server);
+}
+
+fn a_storm_of_signals_for_more_and_fewer_workers_disturbs_nobody() {
+    const SIGNALS: usize = 300;
+    let (server, mut random) = (server(2).start().unwrap(), random());
+    let mut client = server.connect().unwrap();
+    calling(&server, 4, true, || {
+        for _ in 0..SIGNALS {
+            send(&server, random.random());
+            client.call::<_, i32>("pid", &()).unwrap();
+        }
+    });
+    let is_settled = |pool: &PoolStatus| all_serve(pool.wanted)(pool);
+    let status = until(&server, "as many are there as shall", is_settled);
+    assert!((1..=2 + SIGNALS).contains(&status.wanted), "{status:#?}");
+    settles_at_two(&server);
 }

@@ -25,7 +25,7 @@ crate::tests![
 ];
 
 /// Has so many clients call in a loop while `meanwhile` runs; nothing may go wrong for them. How many calls there were.
-fn calling(
+pub fn calling(
     server: &forkserver::ServerHandle,
     clients: usize,
     keeps: bool,
