@@ -3,7 +3,7 @@
 use forkserver::Engine;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -180,4 +180,22 @@ pub fn descriptors(process: &str) -> BTreeSet<(String, PathBuf)> {
         .iter()
         .filter_map(|n| Some((n.to_string_lossy().into_owned(), target(n)?)))
         .collect()
+}
+
+/// What kind of descriptor has this target. What has no name of its own has its kind's, as `anon_inode:[pidfd]`.
+pub fn kind(target: &Path) -> String {
+    let target = target.to_string_lossy();
+    match target.starts_with("anon_inode") {
+        true => target.into_owned(),
+        false => target.split([':', '[']).next().unwrap_or_default().into(),
+    }
+}
+
+/// How many descriptors of each kind a process has.
+pub fn kinds(process: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (_, target) in descriptors(process) {
+        *counts.entry(kind(&target)).or_default() += 1;
+    }
+    counts
 }

@@ -640,14 +640,9 @@ fn workers_have_no_descriptor_that_is_not_theirs() {
         let open = crate::harness::descriptors(&worker.pid.to_string());
         let mut counts = BTreeMap::<String, usize>::new();
         for (number, target) in open {
-            let target = target.to_string_lossy();
-            // Of what has no name of its own, `anon_inode:[pidfd]`.
-            let kind = match target.starts_with("anon_inode") {
-                true => target.clone().into_owned(),
-                false => target.split([':', '[']).next().unwrap().to_owned(),
-            };
-            if number.parse::<i32>().unwrap() > 2 && target != "/dev/null" {
-                *counts.entry(kind).or_default() += 1;
+            let is_poison = target == std::path::Path::new("/dev/null");
+            if number.parse::<i32>().unwrap() > 2 && !is_poison {
+                *counts.entry(crate::harness::kind(&target)).or_default() += 1;
             }
         }
         // Poison is /dev/null. Lifeline, and the signals' pipe with both ends.

@@ -46,16 +46,25 @@ pub fn calling(
                 }
             });
         }
+        let _end = Raised(&done);
         meanwhile();
-        done.store(true, Ordering::SeqCst);
     });
     calls.into_inner()
+}
+
+/// A flag that is raised in the end, also by a panic, so that nobody goes on for ever.
+struct Raised<'a>(&'a AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 fn no_call_is_lost_in_ten_reloads() {
     let server = server(2).start().unwrap();
     let before = pids(&server);
-    let calls = calling(&server, 4, true, || {
+    let calls = calling(&server, 8, true, || {
         for _ in 0..10 {
             server.reload().unwrap();
         }
@@ -234,6 +243,8 @@ fn a_call_in_progress_is_answered_by_its_old_worker() {
 fn a_hundred_hangups_during_calls_lose_none() {
     let server = server(2).start().unwrap();
     let monitor = Pid::from_raw(server.pid() as i32);
+    let descriptors = || crate::harness::kinds(&server.pid().to_string());
+    let before = descriptors();
     let calls = calling(&server, 2, true, || {
         for _ in 0..100 {
             kill(monitor, Signal::SIGHUP).unwrap();
@@ -245,6 +256,7 @@ fn a_hundred_hangups_during_calls_lose_none() {
     until(&server, "it is quiet again", |pool| {
         all_serve(2)(pool) && !pool.reloading
     });
+    assert_eq!(descriptors(), before);
 }
 
 fn a_stopped_listener_stays_stopped_in_new_workers() {
