@@ -60,7 +60,7 @@ use crate::reload::calling;
 use forkserver::{
     Client, Event, Exit, PoolEvent, PoolStatus, Prefork, ServerHandle, StartError, WorkerPhase,
 };
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -72,8 +72,10 @@ use std::time::{Duration, Instant};
 crate::tests![
     a_monitor_killed_at_any_moment_of_its_start_leaves_nobody,
     a_workers_signals_are_those_of_the_list,
+    a_workers_signals_are_those_of_the_list_whatever_its_owner_has,
     what_initialize_prints_is_printed_once,
     a_panic_in_a_workers_hook_is_told_with_its_text,
+    a_worker_whose_hook_panics_ends_with_the_status_of_a_panic,
     a_fork_that_is_refused_is_tried_again,
     idle_workers_are_not_woken_for_others,
     nobody_waits_for_a_busy_worker_while_another_is_idle,
@@ -131,9 +133,36 @@ fn a_monitor_killed_at_any_moment_of_its_start_leaves_nobody() {
 }
 
 fn a_workers_signals_are_those_of_the_list() {
+    the_signals_are_those_of_the_list();
+}
+
+fn a_workers_signals_are_those_of_the_list_whatever_its_owner_has() {
+    Helper::start(|_| {
+        for ignored in [Signal::SIGPIPE, Signal::SIGCHLD] {
+            unsafe { nix::sys::signal::signal(ignored, SigHandler::SigIgn) }.unwrap();
+        }
+        SigSet::from(Signal::SIGUSR1).thread_block().unwrap();
+        the_signals_are_those_of_the_list();
+        // The owner has what it had.
+        let of_owner = |set| crate::signals::set("self", set);
+        assert_eq!(of_owner("SigBlk"), [Signal::SIGUSR1 as u32]);
+        let ignored = [Signal::SIGPIPE as u32, Signal::SIGCHLD as u32];
+        assert_eq!(of_owner("SigIgn"), ignored);
+    })
+    .finish();
+}
+
+/// Signals that are handled come by a descriptor, so that none has to be blocked in any thread.
+fn the_signals_are_those_of_the_list() {
     let server = server(1)
         .handle_signal(Signal::SIGUSR2, |_| {})
         .start()
+        .unwrap();
+    // A new thread blocks all signals until it runs; a call shows that one does.
+    server
+        .connect()
+        .unwrap()
+        .call::<_, i32>("pid", &())
         .unwrap();
     let worker = pids(&server).first().unwrap().to_string();
     let mut expected = [
@@ -150,6 +179,17 @@ fn a_workers_signals_are_those_of_the_list() {
     expected.sort_unstable();
     assert_eq!(crate::signals::set(&worker, "SigCgt"), expected);
     assert_eq!(crate::signals::set(&worker, "SigIgn"), []);
+    assert_eq!(crate::signals::set(&worker, "SigBlk"), []);
+    for task in std::fs::read_dir(format!("/proc/{worker}/task")).unwrap() {
+        let task = task.unwrap().file_name();
+        let task = format!("{worker}/task/{}", task.to_str().unwrap());
+        // On a busy machine one more thread may have been started that does not run yet.
+        let begun = Instant::now();
+        while !crate::signals::set(&task, "SigBlk").is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{task}");
+            std::thread::yield_now();
+        }
+    }
     let monitor = server.pid().to_string();
     let mut expected = [
         &expected[..],
@@ -158,6 +198,7 @@ fn a_workers_signals_are_those_of_the_list() {
     .concat();
     expected.sort_unstable();
     assert_eq!(crate::signals::set(&monitor, "SigCgt"), expected);
+    assert_eq!(crate::signals::set(&monitor, "SigIgn"), []);
     assert_eq!(crate::signals::set(&monitor, "SigBlk"), []);
 }
 
@@ -203,6 +244,42 @@ fn a_panic_in_a_workers_hook_is_told_with_its_text() {
         "{err:?}"
     );
     assert!(message.contains("conformance_prefork.rs"), "{err:?}");
+}
+
+fn a_worker_whose_hook_panics_ends_with_the_status_of_a_panic() {
+    // Rust's own, for a program whose main thread panics.
+    const PANICKED: Exit = Exit::Code(101);
+    let file = std::env::temp_dir().join("spoilt");
+    let spoilt = file.clone();
+    let server = server(2)
+        .worker_started(move |_| match spoilt.exists() {
+            true => panic!("no tea"),
+            false => Ok(()),
+        })
+        .start()
+        .unwrap();
+    std::fs::write(&file, "").unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, ()>("abort", &()).unwrap_err();
+    let aborted = Exit::Signal(Signal::SIGABRT as i32);
+    let deaths = |pool: &PoolStatus| -> Vec<Exit> {
+        let events = pool.events.iter();
+        let deaths = events.filter_map(|(_, event)| match event {
+            PoolEvent::Died { exit, .. } => Some(*exit),
+            _ => None,
+        });
+        deaths.filter(|exit| *exit != aborted).collect()
+    };
+    let status = until(&server, "its successor dies", |pool| {
+        !deaths(pool).is_empty()
+    });
+    assert!(
+        deaths(&status).iter().all(|exit| *exit == PANICKED),
+        "{status:#?}"
+    );
+    // It may go well another time, and is tried again.
+    std::fs::remove_file(&file).unwrap();
+    until(&server, "it is replaced", all_serve(2));
 }
 
 fn a_fork_that_is_refused_is_tried_again() {

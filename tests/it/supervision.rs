@@ -3,8 +3,8 @@
 use crate::pool_death::slow;
 use crate::prefork::{all_serve, pid, pids, pool, server, until};
 use forkserver::{
-    CallError, Client, ControlError, Engine, Event, Exit, Fault, PoolEvent, Prefork, ReplaceReason,
-    WorkerPhase,
+    CallError, Client, ControlError, Engine, Event, Exit, Fault, PoolEvent, PoolStatus, Prefork,
+    ReplaceReason, Worker, WorkerPhase,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -635,8 +635,24 @@ fn a_worker_that_takes_too_long_to_start_is_killed() {
     std::fs::write(&file, "").unwrap();
     let mut client = server.connect().unwrap();
     client.call::<_, ()>("abort", &()).unwrap_err();
-    let slow = |(_, event): &(Duration, PoolEvent)| matches!(event, PoolEvent::TooSlow { .. });
-    until(&server, "it is killed", |pool| pool.events.iter().any(slow));
+    let slow = |pool: &PoolStatus| -> Vec<Worker> {
+        let events = pool.events.iter();
+        let slow = events.filter_map(|(_, event)| match event {
+            PoolEvent::TooSlow { worker } => Some(*worker),
+            _ => None,
+        });
+        slow.collect()
+    };
+    let status = until(&server, "it is killed, and dead", |pool| {
+        let has_died = |worker: &Worker| {
+            let (worker, exit) = (*worker, Exit::Signal(9));
+            let mut events = pool.events.iter();
+            events.any(|(_, event)| *event == PoolEvent::Died { worker, exit })
+        };
+        slow(pool).first().is_some_and(has_died)
+    });
+    // Each is one young death, and not two. The abort is none: who has served is not young where there is no least uptime.
+    assert_eq!(status.deaths as usize, slow(&status).len(), "{status:#?}");
     std::fs::remove_file(&file).unwrap();
     until(&server, "the next is quick", all_serve(1));
 }
