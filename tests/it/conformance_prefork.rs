@@ -1,58 +1,89 @@
-//! What was asserted of preforking servers, or missed in them (84 assertions), as far as it makes sense here.
+//! What was asserted of preforking servers, or missed in them (84 assertions), as far as it makes sense here. Where less is tested
+//! than was asserted, so many runs or so little time, the reason stands there; "time" is that of the whole suite, which runs with
+//! both engines, and "load" that of a machine which has other things to do.
 //!
-//! * 1, 2, 3: `pool_death::all_of_a_killed_owner_end_within_one_grace`,
-//!   `pool_death::busy_workers_of_a_killed_monitor_end_with_the_grace`, `pool_death::a_stopped_worker_ends_when_it_goes_on`.
-//! * 4: [`a_monitor_killed_at_any_moment_of_its_start_leaves_nobody`], `death::an_owner_killed_at_any_system_call_leaves_no_orphan`.
+//! * 1, 2: `pool_death::all_of_a_killed_owner_end_within_one_grace`,
+//!   `pool_death::busy_workers_of_a_killed_monitor_end_with_the_grace`.
+//! * 3: `pool_death::workers_do_not_keep_each_other_alive`; where the owner is killed and not the monitor,
+//!   `pool_death::a_stopped_worker_ends_when_it_goes_on`.
+//! * 4: [`a_monitor_killed_at_any_moment_of_its_start_leaves_nobody`],
+//!   `death::an_owner_killed_at_any_system_call_leaves_no_orphan`. Left out: a point of the code at which it dies. It is killed
+//!   after 120 different times instead.
 //! * 5, 13: left out, no life hangs on a thread or on the number of a parent, but on a pipe.
 //! * 6, 7, 79 to 83: left out, there is no mold: all workers are forks of the monitor, which serves nobody.
-//! * 8: `pool_death::a_stop_answers_what_is_under_way`, `lifecycle::dropping_the_handle_stops_the_server`.
-//! * 9: the lifeline is `CLOEXEC`; `entries::nothing_is_inherited_but_the_standard_streams`.
+//! * 8: `pool_death::a_stop_answers_what_is_under_way`, `lifecycle::dropping_the_handle_stops_the_server`, which is the same stop.
+//! * 9: [`an_owner_that_becomes_another_program_has_no_server_any_more`].
 //! * 10, 11: `pool_death::a_program_that_a_handler_has_started_keeps_nobody_alive`,
 //!   `sockets::a_child_of_the_server_does_not_take_the_socket_along`.
 //! * 12: `prefork::workers_have_no_descriptor_that_is_not_theirs`.
-//! * 14 to 19, 21 to 24: `sockets::the_mode_is_never_wider_at_any_system_call`, `auth::*`, `hostile::*`, `sockets::*`. 20: left out,
-//!   there is no handshake that could be replayed.
-//! * 25: `lifecycle::threads_make_start_refuse`, `prefork::threads_left_by_initialize_fail_the_start`.
-//! * 26: `inherit::descriptors_are_poisoned_and_objects_can_be_dropped`.
-//! * 27: `prefork::each_worker_has_random_numbers_of_its_own`.
-//! * 28: [`a_workers_signals_are_those_of_the_list`].
+//! * 14 to 19, 21 to 24: `sockets::the_mode_is_never_wider_at_any_system_call`, `auth::*`, `hostile::*`, `sockets::*`. Not
+//!   measured: how long the comparison of 15 takes, which is another crate's promise; the load would hide it. Left out of 22: a
+//!   status that tells of a file that was replaced, nobody looks at it before the end. 20: left out, there is no handshake to be
+//!   replayed.
+//! * 25: `lifecycle::threads_make_start_refuse`, `prefork::threads_left_by_initialize_fail_the_start`; how many threads, not which.
+//! * 26: `inherit::descriptors_are_poisoned_and_objects_can_be_dropped`; what is not on the list refuses no start.
+//! * 27: `prefork::each_worker_has_random_numbers_of_its_own`, of 8 workers and not of 200: time.
+//! * 28: [`a_workers_signals_are_those_of_the_list`], [`a_workers_signals_are_those_of_the_list_whatever_its_owner_has`].
 //! * 29: left out, the kernel gives no timers to a fork.
 //! * 30: [`what_initialize_prints_is_printed_once`].
-//! * 31: [`a_panic_in_a_workers_hook_is_told_with_its_text`], `prefork::a_worker_that_cannot_start_fails_the_start`.
-//! * 32, 71, 72: `pool_death::a_signal_at_any_moment_leaves_nothing`, `pool_death::a_stop_while_workers_start_leaves_nothing`,
-//!   `pool_death::a_stop_during_a_reload_leaves_nothing`.
+//! * 31: [`a_panic_in_a_workers_hook_is_told_with_its_text`], [`a_worker_whose_hook_panics_ends_with_the_status_of_a_panic`],
+//!   `prefork::a_worker_that_cannot_start_fails_the_start`, `conformance_qore::a_finalize_that_panics_holds_up_nothing_behind_it`.
+//! * 32: `signals::the_parents_handlers_never_run_in_the_child`, and as 71.
 //! * 33: [`a_fork_that_is_refused_is_tried_again`]. 34: left out, a control group cannot be made everywhere.
-//! * 35: `engine::*`, a worker's engine is the same.
-//! * 36, 37: `prefork::every_kind_of_death_is_named_to_the_caller`, `supervision::a_worker_is_replaced_within_moments`. Left out: repeating
-//!   what may have been executed, which is the caller's choice.
+//! * 35: `engine::a_full_descriptor_table_costs_no_time_and_ends`,
+//!   `engine::who_waits_for_a_full_descriptor_table_is_told_so_if_that_lasts`; a worker's engine is the same.
+//! * 36: `prefork::every_kind_of_death_is_named_to_the_caller`, `prefork::a_killed_worker_costs_its_own_calls_and_is_replaced`
+//!   (slot and generation), `supervision::a_worker_is_replaced_within_moments`: the best of ten within 100 ms, because of the load.
+//! * 37: as 36, and `pool_death::a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected`. Left out: repeating what may
+//!   have been executed, which is the caller's choice.
 //! * 38, 39: `supervision::a_hung_call_is_traced_and_its_worker_killed`, `supervision::a_looping_call_is_killed_too`,
 //!   `supervision::a_neighbour_of_a_hung_worker_does_not_notice`. Left out: the state D, which cannot be made at will.
-//! * 40: `supervision::a_call_that_says_that_it_goes_on_is_not_hung`; one extension is never longer than the timeout.
+//! * 40: `supervision::a_call_that_says_that_it_goes_on_is_not_hung`; one extension is never longer than the timeout. Left out: a
+//!   most that all of them may come to, there is none.
 //! * 41: `supervision::a_monitor_that_was_stopped_blames_nobody`; no clock is looked at that can be set.
 //! * 42: `supervision::a_worker_that_takes_too_long_to_start_is_killed`.
-//! * 43, 45: `supervision::workers_that_die_young_are_started_with_pauses`, `supervision::a_crash_loop_heals`,
-//!   `news::a_crash_loop_and_its_end_are_told_to_the_owner`, and the unit tests of `prefork`.
+//! * 43: [`workers_that_all_panic_at_their_start_are_tried_with_pauses_until_it_goes_well`],
+//!   `supervision::workers_that_die_young_are_started_with_pauses`, `news::a_crash_loop_and_its_end_are_told_to_the_owner`. Pauses
+//!   beyond the first four, up to half a minute: the unit tests of `prefork`, because of the time.
 //! * 44: `supervision::a_worker_whose_hook_fails_is_not_tried_again`, `supervision::a_server_whose_workers_all_fail_ends`.
-//! * 46, 48, 49: `death::only_our_own_child_is_reaped`; nobody is waited for or signalled by number, but a thread of a child that has
-//!   not been reaped.
-//! * 47: `supervision::two_hundred_deaths_at_once_leave_no_zombie`.
+//! * 45: `supervision::a_crash_loop_heals`, and the unit tests of `prefork`.
+//! * 46, 48, 49: `death::only_our_own_child_is_reaped`; nobody is waited for or signalled by number, but a thread of a child that
+//!   has not been reaped. Not tested: numbers that are used again, which takes rights to a namespace of its own.
+//! * 47: `supervision::two_hundred_deaths_at_once_leave_no_zombie`, and not of a thousand: a server has 255 workers at most.
+//!   `pool_death::a_thousand_deaths_leave_no_descriptor`, four at a time.
 //! * 50: `supervision::garbage_on_the_board_hurts_the_worker_alone`.
 //! * 51, 52, 57: left out, the pool has the size that it is told.
-//! * 53: `supervision::a_worker_is_replaced_after_its_calls`; limits lie as far apart as that many can within a fifth, see the unit
-//!   tests of `prefork`. 54: left out, there is no limit on a worker's age.
+//! * 53: [`as_many_serve_as_shall_while_the_worn_out_are_replaced`], `supervision::a_worker_is_replaced_after_its_calls`; limits
+//!   lie as far apart as that many can within a fifth, see the unit tests of `prefork`: 2 % would take more room than there is. 54:
+//!   left out, there is no limit on a worker's age.
 //! * 55: `supervision::a_worker_that_takes_too_much_memory_is_replaced`, `supervision::shared_memory_counts_for_nobody`.
-//! * 56: `supervision::signals_change_the_number_of_workers`; signals that come at once are one.
-//! * 58, 59: `prefork::sixteen_lasting_connections_are_spread_evenly`, `prefork::ten_thousand_short_connections_are_spread_evenly`.
+//! * 56: [`signals_in_any_order_make_as_many_workers_as_they_say`], one by one, because those of a kind that come at once are one:
+//!   what is true of those, [`a_storm_of_signals_for_more_and_fewer_workers_disturbs_nobody`]. 300 each and not 500: time. The
+//!   least: `supervision::signals_change_the_number_of_workers`.
+//! * 58: `prefork::sixteen_lasting_connections_are_spread_evenly`: from 3 to 5 each where one thread serves, because whoever waits
+//!   for a processor gets none meanwhile. 59: `prefork::ten_thousand_short_connections_are_spread_evenly`, over 4 workers and not
+//!   8, and by 1.5 and not 1.2: load.
 //! * 60: [`idle_workers_are_not_woken_for_others`].
-//! * 61: [`nobody_waits_for_a_busy_worker_while_another_is_idle`].
+//! * 61: [`nobody_waits_for_a_busy_worker_while_another_is_idle`], with a bound of 50 ms and not 5: load. Who waits for the busy
+//!   one waits for ten times as long at least.
 //! * 62, 63: left out, connections are not lent.
-//! * 64: `sockets::*`. 65, 66: `fds::*`, `prefork::descriptors_pass_both_ways`. 67, 68: `waits::*`, `calls::*`.
-//! * 69: `pool_death::a_stop_answers_what_is_under_way`, `pool_death::a_stop_that_has_no_patience_kills_the_workers`.
-//! * 70: [`a_second_signal_ends_the_monitor_at_once`].
-//! * 73, 74: `reload::a_hundred_hangups_during_calls_lose_none`, `reload::a_reload_replaces_all_one_after_the_other`,
-//!   `reload::no_call_is_lost_in_ten_reloads`.
+//! * 64: `calls::connections_at_the_limit_wait_in_the_backlog`, `passenger::a_client_waits_no_longer_than_it_was_told`: all clients
+//!   wait for a place in it by the same connect, this one for 50 ms; the 10 s of the others are not waited for: time.
+//! * 65, 66: `fds::descriptors_travel_both_ways_in_every_number`, `fds::one_more_than_the_limit_is_refused`,
+//!   `fds::a_received_descriptor_is_close_on_exec`, `fds::near_the_limit_of_descriptors_nothing_is_lost`,
+//!   `abuse::hostile_descriptors_leave_nothing_behind`, `prefork::descriptors_pass_both_ways`.
+//! * 67, 68: `calls::a_timeout_ends_the_call_and_not_the_connection`, `hostile::a_server_that_lies_is_a_protocol_error`.
+//! * 69: `pool_death::a_stop_answers_what_is_under_way`, `pool_death::a_stop_that_has_no_patience_kills_the_workers`,
+//!   `sockets::the_backlog_is_told_that_the_server_stops`.
+//! * 70: [`a_second_signal_ends_the_monitor_at_once`]; so there is no third.
+//! * 71: `pool_death::a_signal_at_any_moment_leaves_nothing`, at 60 moments and not 1000, which are told in order and need no seed:
+//!   time.
+//! * 72: `pool_death::a_stop_while_workers_start_leaves_nothing`, `pool_death::a_stop_during_a_reload_leaves_nothing`.
+//! * 73: `reload::a_hundred_hangups_during_calls_lose_none`, and not a thousand: time; `reload::no_call_is_lost_in_ten_reloads`.
+//! * 74: `reload::a_reload_replaces_all_one_after_the_other`, `reload::no_call_is_lost_in_ten_reloads`. The samples are those of
+//!   53: who wears out is replaced as by a reload. Given up: `reload::a_reload_whose_workers_hang_is_given_up` and its neighbours.
 //! * 75 to 78: left out, a server does not replace its program. 84: left out, there are no logs.
-//! * The property test: `chaos::whoever_is_killed_the_others_go_on`, and `prefork::tests` of the crate, against a model.
+//! * The property test: `chaos::whoever_is_killed_the_others_go_on`, and the unit tests of `prefork`, against a model.
 
 use crate::prefork::{all_serve, pid, pids, pool, server, until};
 use crate::processes::{Helper, Watched};
@@ -76,6 +107,8 @@ crate::tests![
     what_initialize_prints_is_printed_once,
     a_panic_in_a_workers_hook_is_told_with_its_text,
     a_worker_whose_hook_panics_ends_with_the_status_of_a_panic,
+    workers_that_all_panic_at_their_start_are_tried_with_pauses_until_it_goes_well,
+    an_owner_that_becomes_another_program_has_no_server_any_more,
     a_fork_that_is_refused_is_tried_again,
     idle_workers_are_not_woken_for_others,
     nobody_waits_for_a_busy_worker_while_another_is_idle,
@@ -246,40 +279,88 @@ fn a_panic_in_a_workers_hook_is_told_with_its_text() {
     assert!(message.contains("conformance_prefork.rs"), "{err:?}");
 }
 
+/// Rust's own, for a program whose main thread panics.
+const PANICKED: Exit = Exit::Code(101);
+
+/// A server whose workers panic before they serve, for as long as a file is there.
+fn panics_while(file: &std::path::Path) -> ServerHandle {
+    let file = file.to_owned();
+    let server = server(2).worker_started(move |_| match file.exists() {
+        true => panic!("no tea"),
+        false => Ok(()),
+    });
+    server.start().unwrap()
+}
+
+/// How those died that had not been told to abort.
+fn deaths(pool: &PoolStatus) -> Vec<Exit> {
+    let events = pool.events.iter();
+    let deaths = events.filter_map(|(_, event)| match event {
+        PoolEvent::Died { exit, .. } => Some(*exit),
+        _ => None,
+    });
+    let aborted = Exit::Signal(Signal::SIGABRT as i32);
+    deaths.filter(|exit| *exit != aborted).collect()
+}
+
 fn a_worker_whose_hook_panics_ends_with_the_status_of_a_panic() {
-    // Rust's own, for a program whose main thread panics.
-    const PANICKED: Exit = Exit::Code(101);
     let file = std::env::temp_dir().join("spoilt");
-    let spoilt = file.clone();
-    let server = server(2)
-        .worker_started(move |_| match spoilt.exists() {
-            true => panic!("no tea"),
-            false => Ok(()),
-        })
-        .start()
-        .unwrap();
+    let server = panics_while(&file);
     std::fs::write(&file, "").unwrap();
     let mut client = server.connect().unwrap();
     client.call::<_, ()>("abort", &()).unwrap_err();
-    let aborted = Exit::Signal(Signal::SIGABRT as i32);
-    let deaths = |pool: &PoolStatus| -> Vec<Exit> {
-        let events = pool.events.iter();
-        let deaths = events.filter_map(|(_, event)| match event {
-            PoolEvent::Died { exit, .. } => Some(*exit),
-            _ => None,
-        });
-        deaths.filter(|exit| *exit != aborted).collect()
-    };
-    let status = until(&server, "its successor dies", |pool| {
-        !deaths(pool).is_empty()
-    });
-    assert!(
-        deaths(&status).iter().all(|exit| *exit == PANICKED),
-        "{status:#?}"
-    );
+    let has_died = |pool: &PoolStatus| !deaths(pool).is_empty();
+    let status = until(&server, "its successor dies", has_died);
+    assert_eq!(deaths(&status)[0], PANICKED, "{status:#?}");
     // It may go well another time, and is tried again.
     std::fs::remove_file(&file).unwrap();
     until(&server, "it is replaced", all_serve(2));
+}
+
+fn workers_that_all_panic_at_their_start_are_tried_with_pauses_until_it_goes_well() {
+    let file = std::env::temp_dir().join("spoilt");
+    let server = panics_while(&file);
+    std::fs::write(&file, "").unwrap();
+    let mut client = server.connect().unwrap();
+    let begun = Instant::now();
+    client.call::<_, ()>("abort", &()).unwrap_err();
+    let status = until(&server, "it is a loop", |pool| pool.crash_loop);
+    // Three for nothing, then 50 ms and half as much again each time, 20 % less at least.
+    let pauses: f64 = (0..4).map(|n| 0.05 * 1.5_f64.powi(n) * 0.8).sum();
+    let took = begun.elapsed();
+    assert!(took.as_secs_f64() > pauses, "{took:?}");
+    assert!(deaths(&status).len() >= 8, "{status:#?}");
+    // The other one has served all the time.
+    client.call::<_, i32>("pid", &()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let status = until(&server, "it has healed", |pool| {
+        all_serve(2)(pool) && !pool.crash_loop
+    });
+    let mut exits = deaths(&status).into_iter();
+    assert!(exits.all(|exit| exit == PANICKED), "{status:#?}");
+}
+
+fn an_owner_that_becomes_another_program_has_no_server_any_more() {
+    use std::os::unix::process::CommandExt;
+    let mut owner = Helper::start(|test| {
+        let server = server(2).grace(GRACE).start().unwrap();
+        test.say(server.pid());
+        for pid in pids(&server) {
+            test.say(pid);
+        }
+        test.wait_for_go();
+        panic!("{}", std::process::Command::new("sleep").arg("40").exec());
+    });
+    let monitor = owner.hear_pid();
+    let workers = [owner.hear_pid(), owner.hear_pid()];
+    owner.go();
+    // Nobody has a call to finish.
+    for process in workers.iter().chain([&monitor]) {
+        process.ends_within(GRACE + Duration::from_millis(500));
+    }
+    assert!(Watched::open(owner.pid.as_raw()).is_alive());
+    owner.kill();
+    monitor.reap();
 }
 
 fn a_fork_that_is_refused_is_tried_again() {
