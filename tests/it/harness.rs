@@ -170,16 +170,20 @@ pub fn leave_descriptors_free(free: usize) -> nix::Result<()> {
 
 /// Numbers and targets of a process's descriptors, without the one that is open in order to look.
 pub fn descriptors(process: &str) -> BTreeSet<(String, PathBuf)> {
+    descriptors_if_there(process).expect("a process")
+}
+
+/// An error: the process is gone.
+fn descriptors_if_there(process: &str) -> std::io::Result<BTreeSet<(String, PathBuf)>> {
     let directory = Path::new("/proc").join(process).join("fd");
-    let entries = std::fs::read_dir(&directory).expect("a process");
-    let numbers: Vec<_> = entries
-        .map(|entry| entry.expect("a descriptor").file_name())
-        .collect();
+    let numbers: Vec<_> = std::fs::read_dir(&directory)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<std::io::Result<_>>()?;
     let target = |number: &std::ffi::OsString| std::fs::read_link(directory.join(number)).ok();
-    numbers
+    Ok(numbers
         .iter()
         .filter_map(|n| Some((n.to_string_lossy().into_owned(), target(n)?)))
-        .collect()
+        .collect())
 }
 
 /// What kind of descriptor has this target. What has no name of its own has its kind's, as `anon_inode:[pidfd]`.
@@ -191,10 +195,10 @@ pub fn kind(target: &Path) -> String {
     }
 }
 
-/// How many descriptors of each kind a process has.
-pub fn kinds(process: &str) -> BTreeMap<String, usize> {
+/// How many descriptors of each kind a process has; none if it is gone.
+pub fn kinds(process: impl ToString) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
-    for (_, target) in descriptors(process) {
+    for (_, target) in descriptors_if_there(&process.to_string()).unwrap_or_default() {
         *counts.entry(kind(&target)).or_default() += 1;
     }
     counts

@@ -243,7 +243,7 @@ fn a_call_in_progress_is_answered_by_its_old_worker() {
 fn a_hundred_hangups_during_calls_lose_none() {
     let server = server(2).start().unwrap();
     let monitor = Pid::from_raw(server.pid() as i32);
-    let descriptors = || crate::harness::kinds(&server.pid().to_string());
+    let descriptors = || crate::harness::kinds(server.pid());
     let before = descriptors();
     let calls = calling(&server, 2, true, || {
         for _ in 0..100 {
