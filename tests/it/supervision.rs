@@ -309,16 +309,14 @@ fn a_worker_is_replaced_after_its_calls() {
         .start()
         .unwrap();
     let before = pids(&server);
-    let mut seen = BTreeSet::new();
-    for _ in 0..1_000 {
+    let (mut seen, mut calls) = (BTreeSet::new(), 0);
+    while seen.len() < 10 {
         let mut client = Client::connect(server.address()).unwrap();
         seen.insert(client.call::<_, i32>("pid", &()).unwrap());
+        calls += 1;
     }
-    assert!(
-        seen.len() >= 8,
-        "1 000 calls make about ten workers of 100: {}",
-        seen.len()
-    );
+    // Eight have left, and each had served its 100, or 10 % less. How many more depends on how soon its successor is ready.
+    assert!(calls >= 8 * 90, "{calls}");
     let status = until(&server, "they are replaced", |pool| {
         all_serve(2)(pool)
             && pool
