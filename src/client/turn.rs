@@ -28,7 +28,7 @@ impl Client {
                 Ok(Some(Answered { id, failure: None }))
             }
             Ok(Step::Event(Answer::Failed(_, body))) if body.class == Class::Protocol => {
-                self.broken = true;
+                self.breaks();
                 Err(CallError::Protocol(body.texts.join(": ")))
             }
             Ok(Step::Event(Answer::Failed(id, body))) => {
@@ -42,7 +42,7 @@ impl Client {
             }
             Ok(Step::Event(Answer::Welcome)) => Ok(None),
             Ok(Step::Event(Answer::Denied(denied))) => {
-                self.broken = true;
+                self.breaks();
                 Err(errors::denied(denied))
             }
             Ok(Step::Transmit) if !self.deaf => self.transmit(deadline).map(|()| None),
@@ -50,13 +50,13 @@ impl Client {
                 self.receive(deadline).map(|()| None)
             }
             Ok(_) => {
-                self.broken = true;
+                self.breaks();
                 Err(CallError::Disconnected {
                     delivery: Delivery::MaybeExecuted,
                 })
             }
             Err(err) => {
-                self.broken = true;
+                self.breaks();
                 Err(CallError::Protocol(err.to_string()))
             }
         }
@@ -78,7 +78,10 @@ impl Client {
                 }
             }
             // It may have said why before it closed.
-            Err(err) if is_gone(&err) => self.deaf = true,
+            Err(err) if is_gone(&err) => {
+                self.deaf = true;
+                self.session.outbox.let_go();
+            }
             Err(source) => return Err(self.io("send to the server", source)),
         }
         Ok(())
@@ -96,17 +99,23 @@ impl Client {
             // Nothing came in time: the next turn looks at the clock.
             Ok(_) => Ok(()),
             Err(ReceiveError::Protocol(err)) => {
-                self.broken = true;
+                self.breaks();
                 Err(CallError::Protocol(err.to_string()))
             }
             Err(ReceiveError::Io(err)) if err.kind() == io::ErrorKind::ConnectionReset => {
-                self.broken = true;
+                self.breaks();
                 Err(CallError::Disconnected {
                     delivery: Delivery::MaybeExecuted,
                 })
             }
             Err(ReceiveError::Io(source)) => Err(self.io("receive from the server", source)),
         }
+    }
+
+    /// Nothing is sent any more: what was to be handed over is closed as soon as its owner closes it.
+    fn breaks(&mut self) {
+        self.broken = true;
+        self.session.outbox.let_go();
     }
 
     fn timed_out(&self) -> CallError {
@@ -117,7 +126,7 @@ impl Client {
     }
 
     fn io(&mut self, action: &'static str, source: io::Error) -> CallError {
-        self.broken = true;
+        self.breaks();
         CallError::Io { action, source }
     }
 }

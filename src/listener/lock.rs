@@ -12,6 +12,7 @@ use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What a lock file of ours begins with.
 const MAGIC: &str = "forkserver lock:";
@@ -50,7 +51,7 @@ impl Lock {
             if !opened.is_file || opened.links != 1 || opened.mode != 0o600 {
                 return Err(in_use(path, "its lock file is not ours"));
             }
-            if !file::try_lock(&file).start("lock the lock file")? {
+            if !lock_soon(&file).start("lock the lock file")? {
                 return Err(in_use(path, "a server is running there"));
             }
             // A server that ended between the two removed the file that we have locked.
@@ -136,6 +137,21 @@ impl Lock {
             let _ = remove(directory, &self.file, &self.name);
         }
     }
+}
+
+/// Locks it, if nobody else has for long. A process that was just forked has a share in its parent's lock until it has let go
+/// of all that is not its own, and may outlive it by that.
+fn lock_soon(file: &OwnedFd) -> std::io::Result<bool> {
+    const AT_MOST: Duration = Duration::from_millis(250);
+    const NAP: Duration = Duration::from_millis(1);
+    let begun = Instant::now();
+    while !file::try_lock(file)? {
+        if begun.elapsed() > AT_MOST {
+            return Ok(false);
+        }
+        std::thread::sleep(NAP);
+    }
+    Ok(true)
 }
 
 /// Removes a lock file that we have locked.

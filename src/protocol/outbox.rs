@@ -226,6 +226,12 @@ impl Outbox {
         left
     }
 
+    /// Nothing leaves any more: lets the descriptors go.
+    pub(crate) fn let_go(&mut self) {
+        self.chunks.iter_mut().for_each(|chunk| chunk.fds.clear());
+        self.tail_fds.clear();
+    }
+
     /// Gives memory back that is not used; for connections that will wait for long.
     pub(crate) fn rest(&mut self) {
         if self.queued == 0 {

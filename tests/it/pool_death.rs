@@ -30,6 +30,7 @@ crate::tests![
     workers_do_not_keep_each_other_alive,
     a_thousand_deaths_leave_no_descriptor,
     a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected,
+    a_call_that_was_not_sent_keeps_no_descriptor,
 ];
 
 const GRACE: Duration = Duration::from_millis(400);
@@ -534,4 +535,21 @@ fn a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected() {
         all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
     });
     client.call::<_, i32>("pid", &()).unwrap();
+}
+
+fn a_call_that_was_not_sent_keeps_no_descriptor() {
+    let server = server(1)
+        .handle("swallow", |_, _: forkserver::Fd| Ok(()))
+        .start()
+        .unwrap();
+    let mut client = server.connect().unwrap();
+    client.call::<_, i32>("pid", &()).unwrap();
+    server.kill().unwrap();
+    let (read, write) = std::io::pipe().unwrap();
+    let fd = forkserver::Fd::from(std::os::fd::OwnedFd::from(write));
+    let err = client.call::<_, ()>("swallow", &fd).unwrap_err();
+    assert_eq!(err.delivery(), forkserver::Delivery::NotSent, "{err:?}");
+    drop(fd);
+    let is_closed = crate::processes::readable(&read, Duration::from_secs(2));
+    assert!(is_closed, "the client keeps what it cannot send any more");
 }
