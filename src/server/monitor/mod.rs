@@ -6,6 +6,7 @@
 mod ending;
 mod orders;
 mod telling;
+mod time;
 mod watch;
 
 use self::orders::{Question, Totals};
@@ -30,7 +31,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What the events are about: in the lower byte what, above whose, which is a worker's generation or a listener's place.
 const LIFELINE: u64 = 0;
@@ -58,6 +59,8 @@ pub(super) struct Monitor<'a> {
     /// By generation.
     workers: HashMap<u32, Process>,
     hung: Option<Hung>,
+    /// When it looked at the time last.
+    awake: Instant,
     /// When the hung are looked for again, by the coarse clock.
     next_look: u64,
     traces: Traces,
@@ -106,6 +109,7 @@ impl<'a> Monitor<'a> {
         Ok(Monitor {
             pool: Pool::new(prefork.workers, uptime, start, grace, seed),
             hung: prefork.call_timeout.map(hung),
+            awake: Instant::now(),
             next_look: 0,
             traces: Traces::new(),
             server,
@@ -195,37 +199,9 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Waits for one event, or for the time at which something is to be done.
-    fn wait(&mut self) -> io::Result<Option<u64>> {
-        let look = self.hung.as_ref().map(|_| {
-            let left = self.next_look.saturating_sub(clock::coarse());
-            Instant::now() + Duration::from_nanos(left)
-        });
-        let of_questions = self.questions.iter().map(|question| question.deadline);
-        let times = self.pool.deadline().into_iter().chain(look);
-        let of_deaf = self.deaf.iter().map(|(_, until)| *until);
-        let until = times.chain(of_questions).chain(of_deaf).min();
-        let event = self.events.next(until);
-        self.was_away(until);
-        event
-    }
-
-    /// If this process has been stopped, nobody is to blame for what took long meanwhile.
-    fn was_away(&mut self, until: Option<Instant>) {
-        const NOTICEABLE: Duration = Duration::from_millis(250);
-        let now = Instant::now();
-        let is_late = until.is_some_and(|until| now.saturating_duration_since(until) > NOTICEABLE);
-        if is_late {
-            self.pool.was_away(now);
-            if let Some(hung) = &mut self.hung {
-                hung.was_away(clock::coarse());
-            }
-        }
-    }
-
     /// Does what the pool wants done, and looks for calls that hang.
     fn see_to_workers(&mut self, ties: Option<&Ties>) {
-        while let Some(act) = self.pool.next_act(Instant::now()) {
+        while let Some(act) = self.next_act() {
             match act {
                 Act::Fork(worker) => self.fork(worker, ties),
                 Act::Stop(worker) => self.stop(worker),

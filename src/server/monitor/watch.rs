@@ -64,8 +64,10 @@ impl Monitor<'_> {
     }
 
     pub(super) fn look_for_hung(&mut self) {
-        let Some(hung) = &mut self.hung else { return };
         let now = clock::coarse();
+        // Behind that, so that an absence in between is noticed.
+        self.now();
+        let Some(hung) = &mut self.hung else { return };
         if now < self.next_look {
             return;
         }
