@@ -158,6 +158,8 @@ pub const TARGETS: &[Target] = &[
     target("W5", Free, "forkserver", "accept, echo, close", 1.35),
     target("W5", OneCore, "forkserver evented", "accept by epoll", 1.35),
     target("W5", Free, "forkserver evented", "accept by epoll", 1.35),
+    target("W5", OneCore, "forkserver prefork", "accept by 8 processes", 1.30),
+    target("W5", Across, "forkserver prefork", "accept by 8 processes", 1.30),
     target("W5", Free, "forkserver prefork", "accept by 8 processes", 1.30),
     target("W5b", OneCore, "forkserver", "accept, with identity", 1.25),
     target("W5b", Free, "forkserver", "accept, with identity", 1.15),
