@@ -66,7 +66,8 @@ impl Prefork {
     /// calls, whose callers get [`CallError::WorkerDied`](crate::CallError::WorkerDied). A handler that takes long with a
     /// reason says so by [`Context::extend`](crate::Context::extend). Default: for ever.
     ///
-    /// Streams have no such limit. A worker that a debugger traces is not killed.
+    /// Streams have no such limit, and neither have hooks, callbacks and handlers of signals. A worker that a debugger traces is
+    /// not killed.
     pub fn call_timeout(mut self, timeout: Duration) -> Prefork {
         self.call_timeout = Some(timeout);
         self
