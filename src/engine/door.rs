@@ -232,8 +232,9 @@ impl Port {
     /// Looks at the listener again, if the moment is over for which somebody was left to others, unless he still waits and there
     /// still `is_idler`.
     pub(super) fn come_back(&self, door: &mut Door, is_idler: impl FnOnce() -> bool) {
+        let Way::Left(until) = door.way else { return };
         let now = Instant::now();
-        if !matches!(door.way, Way::Left(until) if until <= now) {
+        if now < until {
             return;
         }
         if let Some(since) = door.left_since.filter(|_| self.has_waiting() && is_idler()) {
