@@ -147,7 +147,13 @@ impl Reception {
             return Ok(None);
         }
         let socket = Arc::new(Socket::from(socket));
-        let Some(mut entry) = self.connections.enter(&socket, port, came, peer) else {
+        // From the moment on at which the door says so: whoever had to wait until now is not let in by the way.
+        let is_late = came && matches!(port.door().way(), Way::TurnsAway(_));
+        let entry = match is_late {
+            true => None,
+            false => self.connections.enter(&socket, port, came, peer),
+        };
+        let Some(mut entry) = entry else {
             self.turn_away(port, socket, Denied::Stopping, !came);
             return Ok(None);
         };
