@@ -30,6 +30,7 @@ crate::tests![
     workers_do_not_keep_each_other_alive,
     a_thousand_deaths_leave_no_descriptor,
     a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected,
+    an_owners_connection_is_not_given_to_a_dead_worker,
     a_call_that_was_not_sent_keeps_no_descriptor,
 ];
 
@@ -535,6 +536,26 @@ fn a_caller_whom_nobody_can_tell_how_its_worker_died_is_disconnected() {
         all_serve(1)(pool) && !before.contains(&pool.workers[0].pid)
     });
     client.call::<_, i32>("pid", &()).unwrap();
+}
+
+/// The monitor hears of the first connection before it sees that a worker is dead.
+fn an_owners_connection_is_not_given_to_a_dead_worker() {
+    let server = server(2).start().unwrap();
+    let monitor = Pid::from_raw(server.pid() as i32);
+    for _ in 0..20 {
+        let status = until(&server, "both serve", all_serve(2));
+        kill(monitor, Signal::SIGSTOP).unwrap();
+        let clients: Vec<_> = (0..4).map(|_| server.connect().unwrap()).collect();
+        let victim = Watched::open(status.workers[0].pid as i32);
+        kill(victim.pid, Signal::SIGKILL).unwrap();
+        victim.ends_within(Duration::from_secs(5));
+        kill(monitor, Signal::SIGCONT).unwrap();
+        for mut client in clients {
+            // A call that has been begun does not turn to another worker by itself.
+            let call = client.begin::<_, i32>("pid", &()).unwrap();
+            client.finish(call).unwrap();
+        }
+    }
 }
 
 fn a_call_that_was_not_sent_keeps_no_descriptor() {

@@ -79,10 +79,17 @@ impl Monitor<'_> {
         self.next_served = self.next_served.wrapping_add(1);
         let first = self.next_served % workers.len();
         workers.rotate_left(first);
-        // One that has not read what it was told before is busy with something else.
-        let mut listening = workers.iter().filter(|worker| self.listens(**worker));
-        let worker = *listening.next().unwrap_or(&workers[0]);
-        self.order(worker, Order::Serve(socket.into()));
+        let order = Order::Serve(socket.into());
+        for worker in &workers {
+            // One that has not read what it was told before is busy with something else, and one whose end is not known here
+            // yet hears nothing.
+            let listening = self.workers.get(worker).filter(|_| self.listens(*worker));
+            let now = Some(Instant::now());
+            if listening.is_some_and(|process| process.child.control.send(&order, now).is_ok()) {
+                return;
+            }
+        }
+        self.order(workers[0], order);
     }
 
     fn ask(&mut self, number: u64, request: Request, ties: &Ties) {
